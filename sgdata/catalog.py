@@ -52,8 +52,12 @@ def read_table(
             rows = list(csv.DictReader(lines, delimiter=delimiter, quoting=quoting, restval=""))
     except (OSError, ValueError, csv.Error) as error:
         kind = "tab" if delimiter == "\t" else "comma"
-        raise SettingError(f"{path}: cannot be read as a table of {kind}-separated UTF-8 text: {error}") from None
+        raise SettingError(
+            f"{path}: cannot be read as a table of {kind}-separated UTF-8 text: {error}; save it as such"
+        ) from None
     for number, row in enumerate(rows, start=2):
         if None in row:
-            raise SettingError(f"{path}: row {number} has more cells than the first line has columns ({len(row) - 1})")
+            raise SettingError(
+                f"{path}: row {number} has more cells than the first has columns ({len(row) - 1}); correct it"
+            )
     return rows

@@ -22,7 +22,7 @@ def read_bytes(path: Path, limit: Limit = DOCUMENT_BYTES) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}") from None
+        raise SourceError(f"{path}: cannot be read: {error.strerror}; check its permissions and its disk") from None
     limit.check(len(content), str(path))
     return content
 
@@ -59,4 +59,6 @@ def parse_json(content: bytes | str, origin: str, limit: Limit = DOCUMENT_VALUES
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise SourceError(f"{origin}: cannot be read as JSON: {reason:.100}; begins with {content[:60]!r}") from None
+        raise SourceError(
+            f"{origin}: cannot be read as JSON: {reason:.100}; begins with {content[:60]!r}; fetch or write it again"
+        ) from None

@@ -102,7 +102,9 @@ def read_plain(path: Path) -> dict[str, Any]:
         raise SettingError(f"{path}: no such file; give the path of an existing document") from None
     except (OSError, ValueError, RecursionError) as error:  # tomllib lets nested arrays recurse
         kind = "JSON" if path.suffix == ".json" else "TOML"
-        raise SettingError(f"{path}: cannot be read as {kind}: {' '.join(str(error).split()):.300}") from None
+        raise SettingError(
+            f"{path}: cannot be read as {kind}: {' '.join(str(error).split()):.300}; correct it"
+        ) from None
     if not isinstance(document, dict):
         raise SettingError(f"{path}: top level is a {type(document).__name__}, expected a table")
     return document
@@ -374,7 +376,9 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
 def read_sums(folder: Path) -> dict[str, str]:
     """Read `folder/SHA256SUMS` as relative path to hash. Raises OutputError if it is missing or malformed."""
     if not is_finished(folder):
-        raise OutputError(f"{folder}: no {output_names.SUMS}; expected a finished output of sgdata or sgmodel")
+        raise OutputError(
+            f"{folder}: no {output_names.SUMS}; expected a finished output; run the command that writes it again"
+        )
     return parse_sums((folder / output_names.SUMS).read_bytes(), str(folder / output_names.SUMS))
 
 
@@ -387,13 +391,15 @@ def parse_sums(content: bytes, origin: str) -> dict[str, str]:
     # Split at \n alone: splitlines also splits at \r and \x0b, which are a newline with one bit flipped.
     *lines, rest = content.decode(errors="replace").split("\n")
     if rest:
-        raise OutputError(f"{origin}: ends with {rest!r:.90}, expected a complete line; it is truncated")
+        raise OutputError(f"{origin}: ends with {rest!r:.90}, expected a complete line; copy or write it again")
     digests: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         match = _SUMS_LINE.fullmatch(line)
         # The list may come from a download, so no path may lead out of the folder.
         if not match or Path(match[2]).is_absolute() or ".." in Path(match[2]).parts or match[2] in digests:
-            raise OutputError(f"{origin}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once")
+            raise OutputError(
+                f"{origin}: line {number} is {line!r:.90}, expected '<sha256>  <relative path>', once; copy it again"
+            )
         digests[match[2]] = match[1]
     return digests
 

@@ -51,19 +51,23 @@ def check(table: Any, kinds: Mapping[str, ColumnKind], origin: str, *, complete:
 
     for name, kind in kinds.items():
         if name not in table.column_names:
-            raise SourceError(f"{origin}: has no column '{name}'; its columns are {', '.join(table.column_names):.200}")
+            raise SourceError(
+                f"{origin}: has no column '{name}', only {', '.join(table.column_names):.200}; write it again"
+            )
         column = table[name]
         if not _types(kind)(column.type):
-            raise SourceError(f"{origin}: column '{name}' is of type {column.type}, expected {kind}")
+            raise SourceError(f"{origin}: column '{name}' is of type {column.type}, expected {kind}; write it again")
         if complete and column.null_count:
-            raise SourceError(f"{origin}: column '{name}' lacks {column.null_count} of {len(column)} values")
+            raise SourceError(
+                f"{origin}: column '{name}' lacks {column.null_count} of {len(column)} values; write it again"
+            )
         values = pc.list_flatten(column) if kind in ("texts", "counts") else column
         if kind in ("texts", "counts") and values.null_count:
-            raise SourceError(f"{origin}: column '{name}' has lists with missing values")
+            raise SourceError(f"{origin}: column '{name}' has lists with missing values; write it again")
         if kind == "number" and not pc.all(pc.is_finite(values), min_count=0).as_py():
-            raise SourceError(f"{origin}: column '{name}' has values that are NaN or infinite")
+            raise SourceError(f"{origin}: column '{name}' has values that are NaN or infinite; write it again")
         if kind in ("count", "counts") and len(values) and (pc.min(values).as_py() or 0) < 0:
-            raise SourceError(f"{origin}: column '{name}' has {pc.min(values)}, expected 0 or more")
+            raise SourceError(f"{origin}: column '{name}' has {pc.min(values)}, expected 0 or more; write it again")
 
 
 def _types(kind: ColumnKind) -> Callable[[Any], bool]:

@@ -146,7 +146,7 @@ def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str, folder
             yield from _in_order(lambda item: _Task(client.submit(task, item, pure=False), client), items, most)
         except distributed.KilledWorker as error:
             raise ServiceError(
-                f"--cluster {address}: workers died of one task, for their memory perhaps: {error!s:.160}"
+                f"--cluster {address}: workers died of one task, for their memory perhaps: {error!s:.160}; start fewer"
             ) from None
         except BaseException as error:  # asyncio's cancellation is no Exception
             if client.status == "running" or isinstance(error, ServiceError | GeneratorExit | KeyboardInterrupt):

@@ -79,11 +79,13 @@ def member(folder: Path, name: str) -> Path:
     """
     # The mark is allowed: the writer of the document may have made its names by `file_name`.
     if not is_safe(name):
-        raise SourceError(f"{folder}: names a file {name!r:.90}, expected the name of a file in this folder")
+        raise SourceError(
+            f"{folder}: names a file {name!r:.90}, expected one in this folder; copy or write the folder again"
+        )
     path = folder / name
     # A pipe or device would block or never end.
     if not path.is_file():
-        raise SourceError(f"{path}: no such file or folder; expected a file that the index names")
+        raise SourceError(f"{path}: no such file or folder, the index names it; copy or write the folder again")
     return path
 
 

@@ -44,9 +44,13 @@ def read(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
         except ValueError as error:
             raise SourceError(f"{path}: line {number} cannot be read: {error!s:.120}; run the training again") from None
         if not isinstance(figures, dict) or not is_number(figures.get("step")):
-            raise SourceError(f"{path}: line {number} is {line!r:.80}, expected figures with a 'step'")
+            raise SourceError(
+                f"{path}: line {number} is {line!r:.80}, expected figures with a 'step'; run the training again"
+            )
         if not all(value is None or is_number(value) for value in figures.values()):
-            raise SourceError(f"{path}: line {number} has a figure that is no number: {line!r:.120}")
+            raise SourceError(
+                f"{path}: line {number} has a figure that is no number: {line!r:.120}; run the training again"
+            )
         steps.append(figures)
     return steps
 

@@ -124,7 +124,7 @@ def detect_subject(
         )  # fmt: skip
     # The messages of all readers would be too long; that of the requested one is what helps.
     why = "; ".join(tried) if dataset else f"tried {', '.join(cards.names())}; give --dataset to see why one fails"
-    raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}")
+    raise SettingError(f"{path}: neither shards nor a build nor a known dataset: {why}; give the folder of one")
 
 
 def _recipes(dataset: str | None, edition: str | None, split: str | None) -> Iterator[ShardRecipe]:
@@ -171,7 +171,9 @@ def collect_evidence(what: Subject, *, workers: int = 1) -> AuditEvidence:
         unread += failed
         totals = sums if totals is None else totals + sums
     if totals is None or not facts:
-        raise SourceError(f"{what.folder}: none of {len(what.samples)} samples can be read: {unread[:1]}")
+        raise SourceError(
+            f"{what.folder}: none of {len(what.samples)} samples can be read: {unread[:1]}; fetch or make them again"
+        )
     return AuditEvidence(
         kind=what.kind, contract=what.contract, facts=tuple(facts), totals=totals, unread=tuple(unread), days=what.days
     )

@@ -84,7 +84,9 @@ def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAS
         with geotiff.open_raster(str(build / output_names.LABELS)) as dataset:
             labels = dataset.read(1)
     if min(image.shape[1:]) < 128:
-        raise SettingError(f"{build}: {image.shape[1:]} pixels; expected at least one window of 128 x 128")
+        raise SettingError(
+            f"{build}: {image.shape[1:]} pixels; expected at least one window of 128 x 128; build a larger area"
+        )
     by = [names.index(name) for name in PLACED_BY]
     details = window_location.extract_detail(image[by])
     tally, places, seen, copies = Tally(), [], set(), 0
@@ -103,7 +105,9 @@ def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAS
             _add(tally, window, place, image, labels)
         places.append({"window": window.name, "placed": placed, **files.to_plain(place)})
     if not places:
-        raise SourceError(f"{released}: holds no windows; expected img/<id>.tif, or one image")
+        raise SourceError(
+            f"{released}: holds no windows; expected img/<id>.tif; give the released set, or one image of it"
+        )
     return {"least_correlation": least} | _report(tally, places, copies, names)
 
 
@@ -126,12 +130,14 @@ def _windows(released: Path, most: int) -> Iterator[ReleasedWindow]:
 def _window(name: str, image: bytes, codes: bytes | None, index: Array) -> ReleasedWindow:
     pixels = small_tiff.read(image).pixels
     if pixels.shape != (10, 128, 128):
-        raise SourceError(f"{name}: image is {pixels.shape}, expected (10, 128, 128)")
+        raise SourceError(f"{name}: image is {pixels.shape}, expected (10, 128, 128); fetch it again")
     if codes is None:
         return ReleasedWindow(name=name, image=pixels, labels=None)
     values = small_tiff.read(codes).pixels
     if values.shape != (1, 128, 128) or values.dtype != np.uint8 or (index[values] < 0).any():
-        raise SourceError(f"{name}: label is {values.dtype} {values.shape} of {np.unique(values).tolist()[:20]}")
+        raise SourceError(
+            f"{name}: label is {values.dtype} {values.shape} of {np.unique(values).tolist()[:20]}; fetch it again"
+        )
     return ReleasedWindow(name=name, image=pixels, labels=index[values[0]])
 
 

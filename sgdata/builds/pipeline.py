@@ -147,7 +147,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         if file is not None:
             files.require_file(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
     if (recipe.labels.source == "raster") != (paths.raster is not None):
-        raise SettingError(f"labels.source is {recipe.labels.source}, --raster {paths.raster}; raster needs a file")
+        raise SettingError(f"labels.source is {recipe.labels.source}, --raster {paths.raster}; give both or neither")
     if paths.raster and isinstance(paths.osm, str) and paths.osm == "none":
         raise SettingError("--raster: streets are drawn over it; give --osm a source of OpenStreetMap data")
     if locked and not exact:  # which refuses other dates

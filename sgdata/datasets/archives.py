@@ -150,7 +150,9 @@ def _in_tar(source: Path) -> Iterator[tuple[SourceMember, str]]:
                 stream.count += 1
                 if info.size > MEMBER_BYTES.most and _codec(source):
                     # To skip it takes decompressing it: hours for the terabytes that a few kilobytes can claim.
-                    raise SourceError(f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar")
+                    raise SourceError(
+                        f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar, fetch it again"
+                    )
                 if not info.isdir():
                     reason = "" if info.isreg() and not info.issparse() else "not a plain file"
                     yield SourceMember(name=info.name, size=info.size, offset=info.offset_data), reason

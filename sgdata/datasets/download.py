@@ -105,7 +105,9 @@ def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, s
             try:
                 digest = _download(source, out, policy, stall_s)
             except OSError as error:
-                raise OutputError(f"{out / source.file}: cannot be written: {error.strerror or error}") from None
+                raise OutputError(
+                    f"{out / source.file}: cannot be written: {error.strerror or error}; free space"
+                ) from None
             sums = _read_sums(out) | {source.file: digest}
             files.write(out / output_names.SUMS, files.format_sums(dict(sorted(sums.items()))))
 

@@ -89,7 +89,9 @@ def _rows(source: Path, members: tuple[SourceMember, ...], splits: set[str]) -> 
             for row in table:
                 rows[split, f"{row['category']}_{int(row['location_id'])}_{int(row['image_id'])}"] = row
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise SourceError(f"{path}: not a CSV of fMoW-Sentinel: {type(error).__name__}: {error}") from None
+            raise SourceError(
+                f"{path}: not a CSV of fMoW-Sentinel: {type(error).__name__}: {error}; fetch it again"
+            ) from None
     return rows
 
 

@@ -54,7 +54,9 @@ def _label_space(table: sample_tables.SampleTable) -> LabelSpace:
         return LabelSpace(name="none", task="none")
     names = document.classes or tuple(sorted(labels))
     if unknown := sorted(labels - set(names)):
-        raise SettingError(f"{table.folder}: label {', '.join(unknown):.90} is not one of {', '.join(names):.200}")
+        raise SettingError(
+            f"{table.folder}: label {', '.join(unknown):.90} is not one of {', '.join(names):.200}; add it"
+        )
     ids = tuple(range(len(names)))
     if not masked:
         return LabelSpace(name=document.name, task="single-label", ids=ids, names=names)

@@ -69,7 +69,7 @@ def _label_space(table: sample_tables.SampleTable, usual: LabelSpace) -> LabelSp
     if len(names) != 2:
         raise SettingError(f"{table.folder}: classes is {list(names)}: expected two names, unchanged and changed")
     if any(row.label for row in table.rows):
-        raise SettingError(f"{table.folder}: label is a column of images; pairs have a mask of what changed")
+        raise SettingError(f"{table.folder}: label is a column of images; give pairs a mask of what changed")
     if not any(row.mask for row in table.rows):
         return LabelSpace(name="none", task="none")
     return replace(usual, names=names)

@@ -162,7 +162,7 @@ def read(source: Path, images: Sequence[str]) -> SampleTable:
         rows = [row for row in rows if row not in wrong]
     if not rows:
         why = f"; the first: {min(rejected)[1]}" if rejected else ""
-        raise SourceError(f"{source}: not one row of {len(plain)} can be used{why}")
+        raise SourceError(f"{source}: not one row of {len(plain)} can be used{why}; correct the table")
     ordered = tuple(sorted(rows, key=lambda row: row.key))
     return SampleTable(document=document, folder=folder, rows=ordered, rejected=tuple(sorted(rejected)))
 
@@ -220,7 +220,7 @@ def _row(values: dict[str, Any], document: SampleDocument, images: Sequence[str]
     typed = {name: str(value) if name == "key" else value for name, value in typed.items()}
     row = files.parse(SampleRow, typed, "the table")
     if absent := [name for name in images if not getattr(row, name)]:
-        raise SettingError(f"no path under {', '.join(absent)}")
+        raise SettingError(f"no path under {', '.join(absent)}; give one")
     stated = {name: getattr(document, name) for name in _SHARED if getattr(row, name) in ((), "", None)}
     row = replace(row, **stated, key=row.key or Path(row.images[0]).stem)
     if not safe_names.KEY.fullmatch(row.key):

@@ -70,11 +70,15 @@ def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:
         pixels = warped.read(bands[0])
         nodata = dataset.nodata
     if pixels.dtype.kind not in "ui":
-        raise SourceError(f"{path}: pixels are {pixels.dtype}, expected whole numbers, the codes of the classes")
+        raise SourceError(
+            f"{path}: pixels are {pixels.dtype}, expected whole numbers, the codes of the classes; convert them"
+        )
     present, places = np.unique(pixels, return_inverse=True)
     unknown = sorted(set(present.tolist()) - set(of_codes) - {0, nodata, rasterize.UNMAPPED})
     if unknown:
-        raise SourceError(f"{path}: holds codes {unknown[:6]}; expected the classes' codes {sorted(of_codes)}")
+        raise SourceError(
+            f"{path}: holds codes {unknown[:6]}; expected {sorted(of_codes)}; give their table, labels.codes"
+        )
     classes = [of_codes.get(code, rasterize.UNMAPPED) for code in present.tolist()]
     return np.array(classes, np.uint8)[places].reshape(pixels.shape)
 

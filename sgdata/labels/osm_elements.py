@@ -80,7 +80,9 @@ def _refuse_document_type(path: Path) -> None:
     while rest.startswith(b"<!--"):
         rest = rest.partition(b"-->")[2].lstrip()
     if not re.match(rb"<osm[\s>]", rest):
-        raise SourceError(f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE")
+        raise SourceError(
+            f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE; fetch it again"
+        )
 
 
 def _scan_text(path: Path) -> bool:

@@ -126,7 +126,9 @@ def read(
     path = files.require_file(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
     answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
     if not answers:
-        raise SourceError(f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}")
+        raise SourceError(
+            f"{path}: holds no Overpass answer; expected files ending in {' or '.join(JSON_FILES)}; give their folder"
+        )
     return read_files(answers, area, rules, sea, core)
 
 
@@ -192,7 +194,7 @@ def check_suffix(path: Path) -> None:
     """Raise SourceError if the suffix of a file is of no supported format."""
     kinds = OSM_FILES + JSON_FILES + TABLE_FILES
     if not path.name.endswith(kinds):
-        raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(kinds)}")
+        raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(kinds)}; convert or rename it")
 
 
 def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:

@@ -26,13 +26,13 @@ def objects(frame: Any, origin: str) -> Iterator[tuple[tuple[str, int], dict[str
         SourceError: The table has no CRS, or lacks type and id.
     """
     if frame.crs is None:
-        raise SourceError(f"{origin}: the table has no CRS; expected one as osmnx.features_from_* returns it")
+        raise SourceError(f"{origin}: the table has no CRS; save it as osmnx.features_from_* returns it")
     table = frame.to_crs(4326).reset_index()
     names = next((pair for pair in INDEXES if set(pair) <= set(table.columns)), None)
     if names is None:
         columns = ", ".join(map(str, table.columns[:6]))
         raise SourceError(
-            f"{origin}: the table has no columns element and id, it has {columns}; expected one as "
+            f"{origin}: the table has no columns element and id, it has {columns}; save it as "
             "osmnx.features_from_* returns it, with its index"
         )
     kinds, numbers = (table[name].to_numpy() for name in names)

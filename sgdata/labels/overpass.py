@@ -258,7 +258,7 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
         raise retry.BusyError(answer, clock=clock)
     if answer.status_code == 200 and ("the server remarks" not in reason or TOO_BUSY.search(reason)):
         raise retry.TransientError(reason)
-    raise ServiceError(f"{service.url}: {reason}")
+    raise ServiceError(f"{service.url}: {reason}; try later, or give --osm FILE")
 
 
 # --- answers -------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
     except SourceError as error:
         raise SourceError(f"{error}; expected an Overpass answer in JSON") from None
     if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
-        raise SourceError(f"{origin}: has no list 'elements'; expected an Overpass answer in JSON")
+        raise SourceError(f"{origin}: has no list 'elements', expected an Overpass answer in JSON; fetch it again")
     if answer.get("remark"):
         raise SourceError(f"{origin}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
     counted = [item for item in answer["elements"] if isinstance(item, dict) and item.get("type") == "count"]
@@ -297,7 +297,9 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
             f"{origin}: count or date is not as Overpass writes it ({error!r:.80}); fetch again"
         ) from None
     if not isinstance(stamp, str | None):
-        raise SourceError(f"{origin}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z")
+        raise SourceError(
+            f"{origin}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z; fetch it again"
+        )
     if counted and total != len(answer["elements"]) - len(counted):
-        raise SourceError(f"{origin}: a part only, {len(answer['elements']) - 1} of {total} elements")
+        raise SourceError(f"{origin}: a part only, {len(answer['elements']) - 1} of {total} elements; fetch it again")
     return answer

@@ -102,7 +102,7 @@ def _rule(
     if kind not in get_args(Kind) or not tier:
         raise SettingError(f"{origin}: geometry {kind!r}, note {note!r}; expected polygon or line, tier=core|ext|opt")
     if value != IGNORE and value not in codes:
-        raise SettingError(f"{origin}: label value {value} is not among {sorted(codes)}")
+        raise SettingError(f"{origin}: label value {value}, expected one of {sorted(codes)}")
     # Half widths of CTU Prague are those of carriageways; OSM2LULC has 6 or 12 m for every street.
     group, width = _search(r"group=(\w+)", note), _search(r"CTU=(\d+(?:\.\d+)?)", note)
     chosen = group in groups if group else tier in tiers

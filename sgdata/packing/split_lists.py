@@ -99,7 +99,7 @@ def read_all(lists: Mapping[str, Path]) -> Assignment:
         for key in read_keys(path):
             # A sample in two splits is a leak.
             if split_of.setdefault(key, (split, ()))[0] != split:
-                raise SettingError(f"{path}: '{key}' is also in the list of split '{split_of[key][0]}'")
+                raise SettingError(f"{path}: '{key}' is also in the list of split '{split_of[key][0]}'; keep it in one")
     return split_of
 
 

@@ -43,7 +43,9 @@ def rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
             for each in bands
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise SourceError(f"'by_distance' of the results is {bands!r:.80}, expected a list of bands") from None
+        raise SourceError(
+            f"'by_distance' of the results is {bands!r:.80}, expected a list of bands; run the training again"
+        ) from None
 
 
 def figure(bands: list[dict[str, Any]]) -> str:

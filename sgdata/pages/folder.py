@@ -80,7 +80,9 @@ def _raster(layer: Path, build: Path) -> Path:
         geotiff.open_raster(str(files.require_file(build / output_names.IMAGE, "a build"))) as two,
     ):
         if (one.crs, one.transform, one.shape) != (two.crs, two.transform, two.shape):
-            raise SourceError(f"{raster}: {one.shape} in {one.crs} is another grid than that of {build}, {two.shape}")
+            raise SourceError(
+                f"{raster}: {one.shape} in {one.crs} is another grid than that of {build}, {two.shape}; warp it"
+            )
     if raster.stem in {Path(name).stem for name in (output_names.LABELS, output_names.LABEL_SOURCE)}:
         raise SourceError(f"{raster}: the build has a layer of that name; rename the file")
     return raster
@@ -101,6 +103,6 @@ def build_blocks(path: Path, out: Path, layers: Mapping[str, Path]) -> list[html
     if not parts:
         raise SourceError(
             f"{path}: holds none of {output_names.IMAGE} (a build), {output_names.INDEX} (shards or a release), "
-            f"{run.METRICS} (a run) and {run.LEDGER}; expected the folder that a command wrote"
+            f"{run.METRICS} (a run) and {run.LEDGER}; give the folder that a command wrote"
         )
     return parts

@@ -54,7 +54,7 @@ def read_blocks(path: Path) -> list[html.Block]:
         return build_blocks(document)
     except (LookupError, TypeError, AttributeError, ValueError) as error:  # of another version, or by somebody else
         what = f"{type(error).__name__}: {error!s:.80}"
-        raise SourceError(f"{path}: is no ledger ({what}); expected the file that 'sgmodel reproduce' wrote") from None
+        raise SourceError(f"{path}: is no ledger ({what}); give the file that 'sgmodel reproduce' wrote") from None
 
 
 def markdown(document: dict[str, Any]) -> str:

@@ -124,7 +124,7 @@ def _square(counts: Any, path: Path) -> list[list[int]]:
     rows = counts if isinstance(counts, list) else []
     whole = all(isinstance(row, list) and len(row) == len(rows) and all(map(is_number, row)) for row in rows)
     if not rows or not whole or min(map(min, rows)) < 0:
-        raise SourceError(f"{path}: 'confusion' is {counts!r:.80}, expected a square of counts")
+        raise SourceError(f"{path}: 'confusion' is {counts!r:.80}, expected a square of counts; run the training again")
     return rows
 
 

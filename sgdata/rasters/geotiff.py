@@ -174,7 +174,7 @@ def read_header(dataset: DatasetReader, band: int = 1) -> Header:
     if not code or b or d or not math.isclose(a, -e) or a <= 0 or not finite:
         raise SourceError(
             f"{dataset.name}: CRS {dataset.crs} with transform {tuple(dataset.transform)[:6]}; "
-            "expected an EPSG code and square north-up pixels"
+            "expected an EPSG code and square north-up pixels; warp it to such a grid"
         )
     origin = (float(dataset.transform.c), float(dataset.transform.f))
     grid = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)

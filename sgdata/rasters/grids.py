@@ -34,7 +34,7 @@ def coarsen(grid: Grid, factor: int) -> Grid:
     height, width = grid.shape
     # A rest would shift the coarse pixels against the sensor's own, which are at multiples of 20 m and 60 m.
     if height % factor or width % factor:
-        raise SettingError(f"grid of {grid.shape} pixels does not divide by {factor}")
+        raise SettingError(f"grid of {grid.shape} pixels does not divide by {factor}; use a multiple")
     shape = (height // factor, width // factor)
     return Grid(crs=grid.crs, origin=grid.origin, gsd_m=grid.gsd_m * factor, shape=shape)
 

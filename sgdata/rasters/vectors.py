@@ -106,7 +106,7 @@ def _read_geojson(path: Path) -> Any:
     # Foreign documents make shapely, pyproj and pandas raise errors of many types.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise SourceError(f"{path}: cannot be read as GeoJSON: {reason:.120}") from None
+        raise SourceError(f"{path}: cannot be read as GeoJSON: {reason:.120}; save it again") from None
 
 
 def _member_crs(document: dict[str, Any]) -> Any:
@@ -138,7 +138,7 @@ def read_table(path: Path) -> Any:
     """
     kind = _kind(path)
     if kind not in ("GPKG", "Parquet"):
-        raise SourceError(f"{path}: is {kind or 'of no known format'}, expected GeoPackage or GeoParquet")
+        raise SourceError(f"{path}: is {kind or 'of no known format'}, expected GeoPackage or GeoParquet; convert it")
     limits.VECTOR_BYTES.check(path.stat().st_size, str(path))
     return _read_frame(path, kind)
 
@@ -173,7 +173,7 @@ def _read_frame(path: Path, kind: str, bounds: Bounds | None = None) -> Any:
         else:
             driver = pyogrio.read_info(path)["driver"]
             if driver not in opening.DRIVERS["area"]:
-                raise SourceError(f"{path}: GDAL takes it for {driver}, expected {kind}")
+                raise SourceError(f"{path}: GDAL takes it for {driver}, expected {kind}; save it as one of the two")
             layers = [name for name, of in pyogrio.list_layers(path) if of is not None]
             if len(layers) != 1:
                 raise SourceError(f"{path}: holds layers {', '.join(map(str, layers)):.120}; keep one of them")
@@ -189,4 +189,6 @@ def _read_frame(path: Path, kind: str, bounds: Bounds | None = None) -> Any:
         raise
     except Exception as error:  # damaged files make GDAL, Arrow and PROJ raise errors of many types
         reason = " ".join(str(error).split())
-        raise SourceError(f"{path}: cannot be read as {kind}: {type(error).__name__}: {reason:.120}") from None
+        raise SourceError(
+            f"{path}: cannot be read as {kind}: {type(error).__name__}: {reason:.120}; save it again"
+        ) from None

@@ -106,7 +106,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     known = set(patch_table.read(order.build / output_names.PATCHES)["key"])
     unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
     if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
-        raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples)")
+        raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples); give theirs")
     return contract, lock.read(order.build / lock.NAME)
 
 

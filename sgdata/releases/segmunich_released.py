@@ -96,7 +96,9 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
         files.write_sums(partial)
         partial.replace(out)
     except OSError as error:
-        raise OutputError(f"{out}: cannot be written: {error.strerror or error}") from None
+        raise OutputError(
+            f"{out}: cannot be written: {error.strerror or error}; free space, or choose another --out"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     written = {split: len(names) for split, names in ids.items()}

@@ -334,7 +334,7 @@ def read_index(folder: Path) -> Any:
     parquet_tables.check(table, _OPTIONAL | budgets | parts, str(path), complete=False)
     keys = table["key"].to_pylist()
     if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
-        raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample")
+        raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample; pack again")
     if len(set(keys)) < len(keys):
         raise SourceError(f"{path}: {len(keys) - len(set(keys))} keys occur twice, expected each once; pack again")
     for name in sorted(part.removesuffix("_offset") for part in parts if part.endswith("_offset")):

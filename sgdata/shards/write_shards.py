@@ -81,7 +81,9 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
     rows = sorted(totals.rows, key=lambda row: (row["split"], row["key"]))
     if not rows:
         why = f"; the first: {quarantine[0]['reason']}" if quarantine else ""
-        raise SourceError(f"{out}: not one sample to write, {len(quarantine)} in {output_names.QUARANTINE}{why}")
+        raise SourceError(
+            f"{out}: not one sample to write, {len(quarantine)} in {output_names.QUARANTINE}{why}; correct the source"
+        )
     contract, splits = totals.contract, Counter(row["split"] for row in rows)
     # Statistics of other splits would leak into the normalisation of what they evaluate.
     of_statistics = ["train"] if "train" in splits else sorted(splits)

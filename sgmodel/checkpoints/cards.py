@@ -299,7 +299,7 @@ def infer(state: State, *, origin: str) -> specs.ModelSpec:
             return specs.TaskSpec(kind="classifier", recipe=recipe, bands=encoder.bands, classes=classes)
     except (KeyError, ValueError) as error:
         raise SourceError(
-            f"{origin}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape)"
+            f"{origin}: not the weights of a SpectralGPT model ({error} is missing or has an odd shape); fetch it again"
         ) from None
     return specs.EncoderSpec(encoder=encoder)
 

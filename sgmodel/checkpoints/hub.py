@@ -34,10 +34,10 @@ def resolve(name: str | Path) -> Path:
             files.require_finished(path)
         return path
     if not str(name).startswith(PREFIX):
-        raise SourceError(f"{name}: no such file or folder; weights on the hub are named {PREFIX}OWNER/NAME")
+        raise SourceError(f"{name}: no such file or folder; give a checkpoint, or {PREFIX}OWNER/NAME of the hub")
     match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w.-]*))?", str(name).removeprefix(PREFIX))
     if match is None:
-        raise SourceError(f"{name}: not a name on the hub, expected {PREFIX}OWNER/NAME[@REVISION]")
+        raise SourceError(f"{name}: not a name on the hub; give {PREFIX}OWNER/NAME[@REVISION]")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

@@ -132,7 +132,9 @@ def _read_parts(index: Path) -> State:
     except (SettingError, KeyError, TypeError, AttributeError):
         raise SourceError(f"{index}: names no parts, expected 'weight_map'; fetch it again") from None
     if any(Path(part).name != part for part in parts):  # not trusted: it must not lead out of its folder
-        raise SourceError(f"{index}: names parts elsewhere ({', '.join(parts)[:80]}); expected files beside it")
+        raise SourceError(
+            f"{index}: names parts elsewhere ({', '.join(parts)[:80]}); expected files beside it; fetch it again"
+        )
     state: State = {}
     for part in parts:
         state |= read_safetensors(index.with_name(part))
@@ -196,7 +198,7 @@ def read_pickle(path: Path) -> State:
             f"{path}: {path.stat().st_size} bytes that are not a whole torch file; fetch it again"
         ) from None
     if not isinstance(document, dict):
-        raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights")
+        raise SourceError(f"{path}: holds a {type(document).__name__}, expected a dict of weights; save its state dict")
     # The largest group; of equally large ones (averaged weights) the trained.
     _, state = max(_states(document), key=lambda one: (len(one[1]), one[0] in {"model", "state_dict"}))
     return checkpoint_folder.finite(state, path)

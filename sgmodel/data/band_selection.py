@@ -131,5 +131,5 @@ def check_bands(config: EncoderConfig, contract: Contract) -> None:
     bands = [band.name for band in contract.bands]
     if len(bands) != config.image_bands:
         raise SettingError(
-            f"the model takes {config.image_bands} bands, the recipe names {len(bands)}: {' '.join(bands)}"
+            f"the model takes {config.image_bands} bands, the recipe names {len(bands)}: {' '.join(bands)}; mend one"
         )

@@ -60,7 +60,7 @@ def read_layout(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayou
     column = {part: rows[f"{name}_{part}"] for part in kinds}
     shapes = column["shape"].to_pylist()
     if len({len(shape) for shape in shapes}) > 1 or not shapes or not shapes[0]:
-        raise SourceError(f"{where}: '{name}' has shapes of different numbers of axes, or of none")
+        raise SourceError(f"{where}: '{name}' has shapes of different numbers of axes, or of none; pack again")
     shape, size = np.array(shapes, np.int64), column["size"].to_numpy()
     stored = np.array(column["dtype"].to_pylist())
     # Those of most and of fewest values: where they can be, all can.

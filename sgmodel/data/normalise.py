@@ -91,7 +91,9 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
     mean = recipe.mean or tuple(fmean(b.mean for b in _statistics(name, recipe.missing, contract)) for name in names)
     std = recipe.std or tuple(fmean(b.std for b in _statistics(name, recipe.missing, contract)) for name in names)
     if not len(mean) == len(std) == len(names):
-        raise SettingError(f"normalise: {len(mean)} means, {len(std)} stds for {len(names)} bands ({' '.join(names)})")
+        raise SettingError(
+            f"normalise: {len(mean)} means, {len(std)} stds for {len(names)} bands ({' '.join(names)}); give one each"
+        )
     return replace(how, mean=mean, std=std)
 
 

@@ -161,7 +161,9 @@ class RemoteFolder:
         try:
             self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/"))
         except (ValueError, ImportError, OSError) as error:  # no such protocol, or its package is not installed
-            raise SourceError(f"{url}: cannot be opened: {error}") from None
+            raise SourceError(
+                f"{url}: cannot be opened: {error}; check the address, or install what it needs"
+            ) from None
         self._url, self._stall = urls.without_secrets(url).rstrip("/"), stall_s
         self._retry = partial(retry.call, policy=replace(RETRY, lasting_s=retry_s), sleep=sleep, clock=clock)
 
@@ -175,7 +177,9 @@ class RemoteFolder:
             return []
         # Names from an index elsewhere must not lead to other files of the server, or of this machine.
         if strange := [span.tar for span in spans if not safe_names.is_safe(span.tar)]:
-            raise SourceError(f"{self._url}: its index names a file {strange[0]!r:.90}, expected one in that folder")
+            raise SourceError(
+                f"{self._url}: its index names a file {strange[0]!r:.90}, expected one in that folder; copy it again"
+            )
         complete: dict[int, bytes] = {}
         tries = 0
 

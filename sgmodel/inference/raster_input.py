@@ -100,7 +100,9 @@ class RasterScene:
             seen = geotiff.read_valid_mask(self.dataset, values, window)
         except RasterioError as error:
             # Converted here, since the calling writer reports an OSError as a failure to write.
-            raise SourceError(f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}") from error
+            raise SourceError(
+                f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}; copy it again"
+            ) from error
         return self.fit.pixels(values, seen)
 
 

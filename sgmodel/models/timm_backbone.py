@@ -119,7 +119,7 @@ def _create(name: str, bands: int, image_px: int, options: Mapping[str, Option])
         body: Any = timm.create_model(name, pretrained=False, num_classes=0, in_chans=bands, **settings)
     # timm checks little: sizes that do not fit fail anywhere in it.
     except (TypeError, ValueError, AssertionError, LookupError, RuntimeError, ArithmeticError, AttributeError) as error:
-        raise SettingError(f"model.options {settings} of '{name}': {error!s:.200}") from None
+        raise SettingError(f"model.options {settings} of '{name}': {error!s:.200}; change them") from None
     if not hasattr(body, "forward_intermediates") or not body.feature_info:
         raise SettingError(f"model.backbone 'timm:{name}': gives no maps of its layers; use a ResNet, ViT or Swin")
     return body

@@ -78,7 +78,9 @@ def check(reduction: TokenReduction, *, depth: int, tokens: int) -> None:
             f"'model.reduction.after' is {list(reduction.after)}: expected less than the {depth} blocks; correct it"
         )
     if plane_tokens(tokens, depth, reduction)[-1] == tokens:
-        raise SettingError(f"model.reduction.keep is {reduction.keep}: removes none of {tokens} tokens of a group")
+        raise SettingError(
+            f"model.reduction.keep is {reduction.keep}: removes none of {tokens} tokens of a group; lower it"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

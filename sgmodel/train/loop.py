@@ -173,7 +173,7 @@ def _gradients(
         weighted = [*(value.detach().float() for value in terms.values()), torch.ones_like(terms["loss"])]
         sums.append(share * torch.stack(weighted))
     if not sums:
-        raise SourceError("a batch without one sample; the split is empty")
+        raise SourceError("a batch without one sample; the split is empty: choose another")
     total = distributed.mean(sum(sums[1:], sums[0]))
     parameters = [p for group in updates.optimizer.param_groups for p in group["params"] if p.grad is not None]
     if weighed:

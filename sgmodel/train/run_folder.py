@@ -256,7 +256,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         files.sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from error
+        raise OutputError(
+            f"{folder}: cannot be written: {error.strerror}; free space, or choose another --out"
+        ) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)  # half a checkpoint would take the space that a full disk lacks
 
