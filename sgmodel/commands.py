@@ -168,20 +168,21 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         # All ranks end together: a transport thread that frees a tensor while Python exits aborts the process, and
         # torchrun then ends the other ranks, rank 0 perhaps while it writes a file (pytorch/pytorch#179291).
         distributed.wait()
-        results = paths.out / output_names.RESULTS
-        about = {"folder": paths.out, "finished": code == ExitCode.DONE and not dry_run}
-        about |= {"results": files.read_plain(results)} if about["finished"] and results.is_file() else {}
-        return Outcome(
-            value=paths.out,
-            show=lambda: None,  # the program itself prints the folder, or what was asked for
-            document=about,
-            code=ExitCode(code),
-            silent=not distributed.is_main_process(),
-            prints=True,
-        )
+        return _trained(paths.out, ExitCode(code), finished=code == ExitCode.DONE and not dry_run)
 
     command.__name__, command.__doc__ = name, SUMMARIES[name]
     return command
+
+
+def _trained(out: Path, code: ExitCode, *, finished: bool) -> Outcome[Any]:
+    """Return the folder of a run with its results; the program itself prints the folder, or what was asked for."""
+    from sgmodel import distributed
+
+    about: dict[str, Any] = {"folder": out, "finished": finished}
+    if finished and (out / output_names.RESULTS).is_file():
+        about["results"] = files.read_plain(out / output_names.RESULTS)
+    silent = not distributed.is_main_process()
+    return Outcome(value=out, show=lambda: None, document=about, code=code, silent=silent, prints=True)
 
 
 # --- using checkpoints ---------------------------------------------------------------------

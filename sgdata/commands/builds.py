@@ -198,7 +198,7 @@ def build(
     Exits with 3 if some pixels have no clear observation, files of some scenes could not be read, or many OpenStreetMap
     features were lost.
     """
-    from sgdata.builds import build_folder, build_recipe, pipeline
+    from sgdata.builds import build_recipe, pipeline
     from sgdata.scenes import lock as locks
 
     log_lines.listen(quiet)
@@ -216,26 +216,25 @@ def build(
     locked = locks.read(lock) if lock else None
     if dry_run:
         planned = locked or pipeline.plan(chosen, paths)
-        title = chosen.area.name or chosen.name
-        address = stac or chosen.source.stac
-        return Outcome(
-            value=paths.out,
-            show=partial(printing.show_plan, planned, paths, name=title, address=address),
-            document=printing.describe_plan(planned, paths, address=address),
-        )
-    folder = pipeline.build(chosen, paths, locked=locked, exact=exact)
+        title, address = chosen.area.name or chosen.name, stac or chosen.source.stac
+        document = printing.describe_plan(planned, paths, address=address)
+        show = partial(printing.show_plan, planned, paths, name=title, address=address)
+        return Outcome(value=paths.out, show=show, document=document)
+    return build_outcome(pipeline.build(chosen, paths, locked=locked, exact=exact))
+
+
+def build_outcome(folder: Path) -> Outcome[Path]:
+    """Return a finished build with what differs from what was expected of it."""
+    from sgdata.builds import build_folder
+
     messages = (
         build_folder.describe_nodata(folder),
         build_folder.describe_unreadable(folder),
         build_folder.describe_lost_labels(folder),
     )
     findings = tuple(f"{folder}: {text}" for text in messages if text)
-    return Outcome(
-        value=folder,
-        show=partial(printing.show_folder, folder, findings),
-        document={"folder": folder},
-        findings=findings,
-    )
+    show = partial(printing.show_folder, folder, findings)
+    return Outcome(value=folder, show=show, document={"folder": folder}, findings=findings)
 
 
 @command(app, epilog="Example: sgdata clouds out/build --out out/masks")
