@@ -24,6 +24,7 @@ BASELINES = {
     ),
     "linear": factory.ModelRecipe(backbone="linear"),
     "statistics": factory.ModelRecipe(backbone="statistics"),
+    "random-features": factory.ModelRecipe(backbone="random-features", options={"features": 8}),
     "unet": factory.ModelRecipe(backbone="unet", widths=(8, 16)),
     "satmae": factory.ModelRecipe(
         backbone="satmae",

@@ -131,6 +131,26 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
 
 
+def test_spectralgpt_is_pretrained_by_contrast_and_its_encoder_reused(folder: Path, tmp_path: Path) -> None:
+    table = files.to_plain(BASELINES["spectralgpt"])["encoder"]
+    model = f"model={{ backbone = 'spectralgpt', encoder = {toml_table(table)} }}"
+    made = recipe("moco", "contrast.queue=16", "training.epochs=1", model, "model.image_px=0")
+    assert contrast.main(made, run_paths_for(folder, tmp_path)) == 0
+    weights = tmp_path / "checkpoint-last"
+    trained = cards.load(weights)
+    assert isinstance(trained, contrastive.Contrast)
+    fresh = build("classifier", BASELINES["spectralgpt"], bands=12, classes=2)
+    report = transfer.fit(fresh, transfer.read_weights(weights))
+    assert report.encoder_share == 1.0
+    ours, theirs = (each.backbone.state_dict() for each in (fresh, trained))
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def toml_table(table: dict[str, object]) -> str:
+    return "{ " + ", ".join(f"{name} = {json.dumps(value)}" for name, value in table.items()) + " }"
+
+
 def test_views_differ_and_repeat(folder: Path) -> None:
     made = recipe("simclr")
     other = dataclasses.replace(made, training=dataclasses.replace(made.training, seed=2))

@@ -19,7 +19,7 @@ class ModelRecipe:
 
     Attributes:
         backbone: "spectralgpt" (with [model.encoder]), "satmae" (with [model.satmae]), "linear", "unet",
-            "statistics" (of whole images), or "timm:NAME" for any backbone of timm.
+            "statistics" or "random-features" (of whole images), or "timm:NAME" for any backbone of timm.
         encoder: Size of the SpectralGPT encoder.
         satmae: Size of the SatMAE encoder.
         head: Widths of the dense head; None for the released ones.
@@ -28,7 +28,7 @@ class ModelRecipe:
         image_px: Side of the images that "linear", "unet" and timm's models take; 0 for any.
         widths: Channels of the U-Net, finest first.
         first_layer: How a first layer over red, green and blue takes other bands, when such weights are loaded.
-        options: Settings passed to timm's model.
+        options: Settings passed to timm's model, or `features` and `kernel_px` of "random-features".
     """
 
     backbone: str
@@ -68,7 +68,7 @@ def backbone(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
 
 
 def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
-    """Build a baseline backbone; unlike `backbone`, without SpectralGPT, which has a pretraining program of its own."""
+    """Build a backbone other than SpectralGPT. Raises SettingError, as `backbone`."""
     if recipe.reduction is not None:
         raise SettingError(f"model.reduction is set, model.backbone is {recipe.backbone!r}: only 'spectralgpt' has it")
     kind, _, name = recipe.backbone.partition(":")
@@ -81,6 +81,10 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             from sgmodel.models import image_statistics  # of no use to other backbones
 
             return image_statistics.ImageStatistics(bands)
+        case "random-features":
+            from sgmodel.models import random_features  # as above
+
+            return random_features.RandomFeatures(bands, **random_features.sizes(recipe.options))
         case "satmae" if recipe.satmae is not None:
             return GroupVit(recipe.satmae, bands)
         case "timm":
@@ -88,7 +92,7 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
             from sgmodel.models.timm_backbone import TimmBackbone
 
             return TimmBackbone(name, bands, recipe.image_px, recipe.options)
-    known = "'satmae' with a table [model.satmae], 'linear', 'unet', 'statistics' or 'timm:NAME'"
+    known = "'satmae' with a table [model.satmae], 'linear', 'unet', 'statistics', 'random-features' or 'timm:NAME'"
     if kind != "spectralgpt":
         known = f"'spectralgpt', {known}"
     raise SettingError(f"model.backbone is {recipe.backbone!r}: expected {known}")

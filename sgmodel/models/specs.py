@@ -86,7 +86,7 @@ class AutoencoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastSpec:
-    """A baseline as pretrained by contrast.
+    """A backbone as pretrained by contrast.
 
     Attributes:
         kind: Kind of model.
@@ -106,8 +106,8 @@ class ContrastSpec:
         return self.recipe.px
 
     def build(self) -> contrastive.Contrast:
-        """Build the model with fresh weights. Raises SettingError where the recipe fits no baseline."""
-        model = contrastive.Contrast(factory.baseline(self.recipe, self.bands), self.objective)
+        """Build the model with fresh weights. Raises SettingError where the recipe fits no backbone."""
+        model = contrastive.Contrast(factory.backbone(self.recipe, self.bands), self.objective)
         model.recipe = self.recipe
         return model
 
@@ -119,7 +119,7 @@ class ContrastSpec:
             model: The model, not wrapped for several processes.
 
         Raises:
-            TypeError: The backbone is a baseline that was built by hand, and the model has no `recipe`.
+            TypeError: The backbone was built by hand, and the model has no `recipe`.
         """
         if not isinstance(model, contrastive.Contrast):
             return None

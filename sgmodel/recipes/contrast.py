@@ -1,4 +1,4 @@
-"""Pretrain a baseline backbone by MoCo or SimCLR on shards.
+"""Pretrain a backbone by MoCo or SimCLR on shards.
 
     python -m sgmodel.recipes.contrast recipes/train/contrast-demo-moco.toml --shards DIR --out DIR
 
