@@ -4,6 +4,10 @@ VENV    ?= .venv
 OUT     ?= out/demo
 WORKERS ?= 2
 LIMIT   ?= 480
+EUROSAT ?=
+COORDINATES ?=
+LISTS   ?=
+QUICK   ?=
 PARITY  ?=
 BIN     := $(VENV)/bin
 
@@ -17,6 +21,10 @@ $(VENV)/.installed: pyproject.toml .ci/constraints.txt
 
 $(VENV)/.peers: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[peers]'
+	touch $@
+
+$(VENV)/.ledger: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c .ci/constraints.txt -e '.[ledger]'
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.installed
@@ -69,6 +77,21 @@ ledger: $(VENV)/.installed  ## baselines, seeds and intervals on the simulated c
 	test -f $(OUT)/shards/SHA256SUMS -a -f $(OUT)/pairs/SHA256SUMS || $(MAKE) --no-print-directory city OUT=$(OUT)
 	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/city.toml --workers $(WORKERS) \
 		--shards $(OUT)/shards --shards $(OUT)/pairs --out $(OUT)
+
+# QUICK=1: one draw, few labels. LISTS: the folder of SpectralGPT's lists, without which the rows on them are not run.
+ledger-real: OUT = out/ledger-real
+ledger-real: DRAWS = $(if $(QUICK),0,0 1 2 3 4)
+ledger-real: $(VENV)/.ledger  ## real images: make ledger-real EUROSAT=ZIP COORDINATES=FILE OUT=DIR [QUICK=1] [LISTS=DIR]
+	@test -n "$(EUROSAT)" -a -n "$(COORDINATES)" || { echo "ledger-real: give EUROSAT=ZIP COORDINATES=FILE" >&2; exit 2; }
+	for draw in $(DRAWS); do $(MAKE) --no-print-directory eurosat OUT=$(OUT) TO=ground-$$draw SPLIT=ground-$$draw || exit; done
+	$(if $(LISTS),$(if $(QUICK),,$(MAKE) --no-print-directory eurosat OUT=$(OUT) TO=published SPLIT=spectralgpt))
+	$(BIN)/python -m sgmodel.recipes.reproduce recipes/ledger/eurosat-rgb$(if $(QUICK),-quick).toml --workers $(WORKERS) --out $(OUT) \
+		$(foreach draw,$(DRAWS),--shards ground-$(draw)=$(OUT)/shards/ground-$(draw)) \
+		$(if $(LISTS),$(if $(QUICK),,--shards published=$(OUT)/shards/published))
+
+eurosat:
+	test -f $(OUT)/shards/$(TO)/SHA256SUMS || $(BIN)/sgdata shard eurosat --edition rgb --source $(EUROSAT) \
+		--coordinates $(COORDINATES) --split $(SPLIT) $(if $(filter published,$(TO)),--splits $(LISTS)) --out $(OUT)/shards/$(TO)
 
 # Exit 3: pixels that no date saw clear, findings of an audit. Both are reported, and no reason to stop.
 city: $(VENV)/.installed

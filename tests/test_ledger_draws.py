@@ -16,7 +16,7 @@ from synthetic_shards import write_scenes
 from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
-from sgmodel.ledger import experiments, report, reproduce
+from sgmodel.ledger import costs, experiments, report, reproduce
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, LedgerRow, LedgerTable
 from sgmodel.recipes.programs import PROGRAMS
 
@@ -123,3 +123,16 @@ def test_a_setting_may_follow_the_seed(paths: LedgerPaths) -> None:
     row = LedgerRow(name="knn", start="random", set=("training.fraction_seed={seed}",))
     runs = experiments.plan_runs(it, it.tables[1], row, paths)
     assert [tomllib.loads(run.recipe.decode())["training"]["fraction_seed"] for run in runs] == [3, 5]
+
+
+def test_the_plan_counts_the_labels_that_shots_select(paths: LedgerPaths) -> None:
+    sets = ("labels_from=labels", "bands=['B02', 'B03', 'B04']", "training.batch=2", "training.epochs=10")
+    changes: dict[str, Any] = {**COMMON, "set": (*sets, "model={ backbone = 'statistics' }")}
+    steps = []
+    for shots in (0, 1, 5):
+        row = LedgerRow(name="few", start="random", set=(f"shots={shots}",))
+        which = LedgerTable(name="few", data="ground-2", rows=(row,), **changes)
+        it = LedgerRecipe(title="t", seeds=(1,), flops_per_s=1e9, start_s=0.0, tables=(which,))
+        steps.append(costs.work(experiments.plan_runs(it, which, row, paths)[0], it, paths).steps)
+    # Seven training samples of four classes, of which one each makes four.
+    assert steps == [35, 20, 35]

@@ -51,6 +51,8 @@ def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     own, contract, case = _case(run, recipe, paths)
     parameters, flops = _counted(*case)
     samples = _samples(run, own, paths, contract, recipe.data.get(run.data)) * own.training.fraction
+    if shots := getattr(own, "shots", 0):
+        samples = min(samples, shots * case[2])
     steps = math.ceil(own.training.epochs * round(samples) / own.training.batch)
     if getattr(own, "mode", "finetune") not in get_args(Mode):  # nothing is trained, such as by neighbours
         return RunCost(parameters=parameters, steps=0, flops=flops * samples)
