@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import importlib
 import logging
@@ -12,7 +13,7 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import popen_forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -27,6 +28,10 @@ CONNECT_S, ALONE_S = 10, 60
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+class WorkerLostError(ServiceError):
+    """A worker was killed, so that its task and those behind it have no result."""
 
 
 def run(
@@ -60,11 +65,18 @@ def run(
         yield from map(task, items)
         return
     with _executor(task, workers, threads) as executor:
+
+        def submit(item: T) -> Future[R]:
+            if workers > 1:
+                return executor.submit(task, item)
+            # Threads inherit no context variables, by which log lines name the place that they are about.
+            return executor.submit(contextvars.copy_context().run, task, item)
+
         try:
-            yield from _in_order(lambda item: executor.submit(task, item), items, 3 * max(workers, threads))
+            yield from _in_order(submit, items, 3 * max(workers, threads))
         except BrokenProcessPool:
             # Usually the kernel, when memory runs out. Finished results were already yielded.
-            raise ServiceError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
+            raise WorkerLostError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
         finally:
             executor.shutdown(cancel_futures=True)
 
@@ -145,7 +157,7 @@ def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str, folder
             most = 3 * max(len(client.nthreads()), 1)
             yield from _in_order(lambda item: _Task(client.submit(task, item, pure=False), client), items, most)
         except distributed.KilledWorker as error:
-            raise ServiceError(
+            raise WorkerLostError(
                 f"--cluster {address}: workers died of one task, for their memory perhaps: {error!s:.160}; start fewer"
             ) from None
         except BaseException as error:  # asyncio's cancellation is no Exception

@@ -6,6 +6,8 @@ import logging
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO, TypeVar
 
 from sgdata import heartbeat, log_lines
@@ -14,6 +16,30 @@ T = TypeVar("T")
 log = logging.getLogger("sgdata")
 # Often enough to see that the process is alive, rarely enough to keep a log file readable.
 LINE_EVERY_S = 10.0
+
+_about: ContextVar[tuple[str, list[str]] | None] = ContextVar("about", default=None)
+
+
+@contextmanager
+def about(name: str) -> Iterator[list[str]]:
+    """Begin the log lines of this context, and of threads that copy it, with a name; yield a list of its warnings."""
+    log.addFilter(_name)  # once: adding it again changes nothing
+    warnings: list[str] = []
+    token = _about.set((name, warnings))
+    try:
+        yield warnings
+    finally:
+        _about.reset(token)
+
+
+def _name(record: logging.LogRecord) -> bool:
+    current = _about.get()
+    if current is not None:
+        text = record.getMessage()
+        record.msg, record.args = "%s: %s", (current[0], text)
+        if record.levelno == logging.WARNING:
+            current[1].append(text)
+    return True
 
 
 def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:

@@ -75,6 +75,7 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
     clean_output()
     threading.excepthook = _failed_thread
     command = get_command(app)
+    refuse_repeated_options(command)
     invoke = command.invoke
 
     def guarded(context: Any) -> Any:
@@ -114,6 +115,37 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
 
 class _InterruptedError(Exception):
     """Ctrl-C or a signal, in a form that the library passes on."""
+
+
+def refuse_repeated_options(command: Any) -> None:
+    """Let a command and those in it refuse an option of one value that is given twice, of which one would be ignored.
+
+    Args:
+        command: Command or group of typer.
+    """
+    import typer
+
+    for inner in getattr(command, "commands", {}).values():
+        refuse_repeated_options(inner)
+    make_parser = command.make_parser
+
+    def strict_parser(context: Any) -> Any:
+        parser = make_parser(context)
+        parse_args = parser.parse_args
+
+        def parse(args: list[str]) -> Any:
+            options, rest, order = parse_args(args=args)
+            # The parser keeps the last value of an option, and names each option as often as it was given.
+            for option in {id(each): each for each in order if each.param_type_name == "option"}.values():
+                if order.count(option) > 1 and not (option.multiple or option.count):
+                    message = f"Option '{option.opts[0]}' was given {order.count(option)} times, expected once"
+                    raise typer.BadParameter.__base__(message, ctx=context)  # type: ignore[misc]
+            return options, rest, order
+
+        parser.parse_args = parse
+        return parser
+
+    command.make_parser = strict_parser
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:

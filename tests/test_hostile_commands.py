@@ -77,6 +77,7 @@ ARGUMENTS = (
     'sgdata plan --set bands=["{}"]', "sgdata plan --aoi {}", "sgdata plan --dates {}", "sgdata plan --stac {}",
     "sgdata build {}", "sgdata build --osm {}", "sgdata build --osm-date {}", "sgdata build --composite {}",
     "sgdata build --lock {}", "sgdata build --raster {}", "sgdata build --gap {}", "sgdata build --sea {}",
+    "sgdata plan --places {}", "sgdata build --places {}",
     "sgdata clouds {} --out o", "sgdata drift {}", "sgdata catalog {}", "sgdata fetch {}",
     "sgdata fetch eurosat --edition {}", "sgdata fetch eurosat --part {}", "sgdata shard {}",
     "sgdata shard eurosat --source {} --out o", "sgdata shard eurosat --edition {} --source toy --out o",

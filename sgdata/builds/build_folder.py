@@ -141,6 +141,12 @@ def describe_unreadable(folder: Path) -> str:
     return f"{len(dropped)} scenes were left out, unreadable: {reasons(dropped)}" if dropped else ""
 
 
+def describe_findings(folder: Path) -> list[str]:
+    """Return what a finished build lacks, one sentence each: pixels, scenes, OpenStreetMap features."""
+    messages = (describe_nodata(folder), describe_unreadable(folder), describe_lost_labels(folder))
+    return [text for text in messages if text]
+
+
 def write_labels(
     folder: Path, grid: Grid, space: LabelSpace, sources: Mapping[int, str], painted: tuple[Array, Array]
 ) -> None:

@@ -93,6 +93,7 @@ class BuildRecipe:
         split: split of patches into train, val and test.
         out: default output folder.
         leave_out: ids of items not to use.
+        place: name of the place, where several are built; part of the keys of patches.
     """
 
     name: str
@@ -110,6 +111,12 @@ class BuildRecipe:
     split: SplitSettings
     out: str
     leave_out: tuple[str, ...] = ()
+    place: str | None = None
+
+    @property
+    def title(self) -> str:
+        """Name of the dataset, with that of the place if it has one."""
+        return f"{self.name}-{self.place}" if self.place else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,6 +257,15 @@ def resolved(recipe: BuildRecipe, grid: Grid, outline: str | None = None) -> Bui
     stac, tokens = (urls.without_secrets(url) for url in (recipe.source.stac, recipe.source.tokens))
     source = replace(recipe.source, stac=stac, tokens=tokens)
     return replace(recipe, area=aoi.Area(grid=grid, outline=outline, gsd_m=grid.gsd_m), source=source)
+
+
+def sha256(recipe: BuildRecipe, grid: Grid, outline: str | None = None) -> str:
+    """Return the hash of a resolved recipe; `place` counts only where it is set."""
+    document = files.to_plain(resolved(recipe, grid, outline))
+    if recipe.place is None:
+        # Locks of builds of one place keep the hashes that they had before recipes had this setting.
+        del document["place"]
+    return files.sha256(files.canonical_json(document))
 
 
 def assets(recipe: BuildRecipe) -> tuple[str, ...]:

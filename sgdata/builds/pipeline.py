@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sgdata import files, output_names, pool, progress
-from sgdata.builds import build_contract, build_folder, cut_patches, fetch
+from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
 from sgdata.composite.scene_staging import StagedScene
@@ -73,7 +73,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     planned = Lock(
         format=lock.FORMAT,
         state="planned",
-        recipe_sha256=lock.sha256(resolved(recipe, grid, outline)),
+        recipe_sha256=build_recipe.sha256(recipe, grid, outline),
         collection=recipe.source.collection,
         dates=recipe.dates,
         osm_date=recipe.osm_date,
@@ -172,7 +172,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         lock.write(paths.out / lock.NAME, finished)
         files.write(paths.out / output_names.RECIPE, files.toml(resolved(recipe, finished.grid, finished.outline)))
         ids = [item.scene.id for item in finished.items]
-        build_folder.write_stac(paths.out, recipe.name, finished.grid, finished.dates, ids)
+        build_folder.write_stac(paths.out, recipe.title, finished.grid, finished.dates, ids)
         files.write_sums(paths.out)
         if paths.scratch is None:
             shutil.rmtree(paths.scratch_folder)
@@ -196,7 +196,7 @@ def apply_lock(recipe: BuildRecipe, locked: Lock) -> Lock:
         locked,
         items=tuple(item for item in locked.items if item.scene.id not in left_out),
         dropped=(*locked.dropped, *(Dropped(id=name, reason=search.LEFT_OUT) for name in left_out)),
-        recipe_sha256=lock.sha256(resolved(recipe, locked.grid, locked.outline)),
+        recipe_sha256=build_recipe.sha256(recipe, locked.grid, locked.outline),
         osm_date=recipe.osm_date,
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
@@ -253,7 +253,7 @@ def write_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict
     """Write patches and contract beside the composite and its labels; return the pixel hashes of all rasters."""
     space = make_labels.read_classes(recipe.labels).space
     cut_patches.cut(
-        paths.out, recipe.name, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline
+        paths.out, recipe.title, fetched.grid, recipe.patches, recipe.split, space=space, outline=fetched.outline
     )
     outputs = build_folder.hash_outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling

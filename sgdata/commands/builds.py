@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from sgdata import log_lines
+from sgdata.commands import places as place_options
 from sgdata.commands import printing
 from sgdata.commands.options import (
     AllowPrivateHosts,
@@ -27,7 +28,7 @@ from sgdata.errors import SettingError, one_line
 from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
-    from sgdata.builds.build_recipe import BuildRecipe
+    from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
     from sgdata.scenes.lock import Lock
 
 app = typer.Typer()
@@ -46,7 +47,6 @@ Aoi = Annotated[
     Path | None, typer.Option("--aoi", help="Area as a file with a polygon: GeoJSON, GeoPackage, Shapefile, KML.")
 ]
 Feature = Annotated[str | None, typer.Option("--feature", help="Feature of --aoi, by name or number.")]
-PlaceOption = Annotated[str | None, typer.Option("--place", help="Area as a place name, resolved by Nominatim.")]
 Dates = Annotated[str | None, typer.Option("--dates", metavar="A/B", help="First and last day, as ISO dates.")]
 Stac = Annotated[
     str | None, typer.Option("--stac", help="URL of a STAC API, or path of a static catalogue (default: the recipe's).")
@@ -95,7 +95,8 @@ def plan(
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
-    place: PlaceOption = None,
+    place: place_options.Place = None,
+    places: place_options.Places = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
     dates: Dates = None,
@@ -106,27 +107,38 @@ def plan(
     out: OutOrRecipe = None,
     allow_holes: Annotated[bool, typer.Option("--allow-holes", help="Accept months without enough scenes.")] = False,
     workers: Workers = 1,
-) -> Outcome[Lock]:
+) -> Outcome[Any]:
     """Search the catalogue and write a lock: the scenes to use, with scenes per month and bytes. Reads no pixels."""
     from sgdata.builds import build_recipe, pipeline
     from sgdata.scenes import coverage
 
     overrides: dict[str, object] = {
-        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "profile": profile,
+        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place[0] if place else None, "dates": dates,
+        "profile": profile,
     }  # fmt: skip
-    chosen = chosen_recipe(name, recipe, overrides, changes)
+    several, overrides = place_options.separate(overrides, place, places)
+    chosen = chosen_recipe(name or (several and "segmunich") or None, recipe, overrides, changes)
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, workers=workers, allow_private_hosts=allow_private_hosts
     )
-    planned, address = pipeline.plan(chosen, paths), stac or chosen.source.stac
-    title = chosen.area.name or chosen.name
+    if several:
+        jobs = place_options.place_jobs(several, recipe or name, overrides, changes, paths)
+        return place_options.plan_places(jobs, paths.out, workers=workers, allow_holes=allow_holes)
+    planned = pipeline.plan(chosen, paths)
     holes = coverage.describe_sparse_months(coverage.count_months(planned))
     refused = f"{holes}; choose other dates or another catalogue, or give --allow-holes"
+    return _plan_outcome(planned, chosen, paths, value=planned, refusal=refused if holes and not allow_holes else "")
+
+
+def _plan_outcome(
+    planned: Lock, chosen: BuildRecipe, paths: BuildPaths, *, value: Any, refusal: str = ""
+) -> Outcome[Any]:
+    title, address = chosen.area.name or chosen.name, paths.stac or chosen.source.stac
     return Outcome(
-        value=planned,
+        value=value,
         show=partial(printing.show_plan, planned, paths, name=title, address=address),
         document=printing.describe_plan(planned, paths, address=address),
-        refusal=refused if holes and not allow_holes else "",
+        refusal=refusal,
     )
 
 
@@ -158,7 +170,8 @@ def build(
     bbox: Bbox = None,
     aoi: Aoi = None,
     feature: Feature = None,
-    place: PlaceOption = None,
+    place: place_options.Place = None,
+    places: place_options.Places = None,
     stac: Stac = None,
     allow_private_hosts: AllowPrivateHosts = False,
     osm: Osm = "overpass",
@@ -203,23 +216,23 @@ def build(
 
     log_lines.listen(quiet)
     overrides: dict[str, object] = {
-        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place, "dates": dates, "composite": composite,
-        "osm_date": osm_date, "labels": "raster" if raster else None, "offset_source": offset_source,
-        "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
+        "bbox": bbox, "aoi": aoi, "feature": feature, "place": place[0] if place else None, "dates": dates,
+        "composite": composite, "osm_date": osm_date, "labels": "raster" if raster else None,
+        "offset_source": offset_source, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
     }  # fmt: skip
-    chosen = chosen_recipe(name, recipe, overrides, changes, lock)
+    several, overrides = place_options.separate(overrides, place, places)
+    chosen = chosen_recipe(name or (several and "segmunich") or None, recipe, overrides, changes, lock)
     paths = build_recipe.BuildPaths(
         out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster, sea=sea,
         workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
+    if several:
+        jobs = place_options.place_jobs(several, recipe or name, overrides, changes, paths, locks=lock, exact=exact)
+        return place_options.build_places(jobs, paths.out, workers, cluster, dry_run=dry_run)
     # Read before anything is fetched, so that a wrong path fails at once.
     locked = locks.read(lock) if lock else None
     if dry_run:
-        planned = locked or pipeline.plan(chosen, paths)
-        title, address = chosen.area.name or chosen.name, stac or chosen.source.stac
-        document = printing.describe_plan(planned, paths, address=address)
-        show = partial(printing.show_plan, planned, paths, name=title, address=address)
-        return Outcome(value=paths.out, show=show, document=document)
+        return _plan_outcome(locked or pipeline.plan(chosen, paths), chosen, paths, value=paths.out)
     return build_outcome(pipeline.build(chosen, paths, locked=locked, exact=exact))
 
 
@@ -227,12 +240,7 @@ def build_outcome(folder: Path) -> Outcome[Path]:
     """Return a finished build with what differs from what was expected of it."""
     from sgdata.builds import build_folder
 
-    messages = (
-        build_folder.describe_nodata(folder),
-        build_folder.describe_unreadable(folder),
-        build_folder.describe_lost_labels(folder),
-    )
-    findings = tuple(f"{folder}: {text}" for text in messages if text)
+    findings = tuple(f"{folder}: {text}" for text in build_folder.describe_findings(folder))
     show = partial(printing.show_folder, folder, findings)
     return Outcome(value=folder, show=show, document={"folder": folder}, findings=findings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,15 @@ def estimate_cost(planned: Lock, address: str, *, workers: int) -> Cost:
     seconds = read / (WEB if urls.is_http(address) else DISK) + work / workers
     return Cost(
         read_bytes=read, scratch_bytes=scratch_bytes(planned, len(planned.items)), minutes=round(seconds / 60) + 1
+    )
+
+
+def add_up(costs: Sequence[Cost]) -> Cost:
+    """Return the cost of several builds, one after the other."""
+    return Cost(
+        read_bytes=sum(cost.read_bytes for cost in costs),
+        scratch_bytes=sum(cost.scratch_bytes for cost in costs),
+        minutes=sum(cost.minutes for cost in costs),
     )
 
 
