@@ -333,10 +333,11 @@ def mark_unfinished(folder: Path) -> None:
     (folder / output_names.SUMS).unlink(missing_ok=True)
 
 
-def list_covered(folder: Path, *, everything: bool = False) -> list[str]:
+def list_covered(folder: Path, *, everything: bool = False, own: bool = False) -> list[str]:
     """List the files that the SHA256SUMS of `folder` should have, as sorted relative POSIX paths.
 
-    SHA256SUMS itself is never among them. Hidden files (locks, journals) and those of TIMED are, if `everything`.
+    SHA256SUMS itself is never among them. Hidden files (locks, journals) and those of TIMED are, if `everything`;
+    files of other programs are not, if `own`.
     """
     names = []
     for path in folder.rglob("*"):
@@ -349,13 +350,12 @@ def list_covered(folder: Path, *, everything: bool = False) -> list[str]:
         if (path.is_symlink() or not path.is_dir()) and not omitted and parts != (output_names.SUMS,):
             names.append("/".join(parts))
     # Sorted as texts, not as paths: the order must not depend on the platform.
-    return sorted(names)
+    return sorted(name for name in names if not own or (output_names.is_own(name) and (folder / name).is_file()))
 
 
 def compute_sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
     """Return the content of SHA256SUMS for `folder`; files whose hash is in `known` are not read."""
-    names = [name for name in list_covered(folder) if (folder / name).is_file()]
-    return format_sums({name: (known or {}).get(name) or sha256_file(folder / name) for name in names})
+    return format_sums({n: (known or {}).get(n) or sha256_file(folder / n) for n in list_covered(folder, own=True)})
 
 
 def format_sums(digests: Mapping[str, str]) -> bytes:
@@ -366,9 +366,8 @@ def format_sums(digests: Mapping[str, str]) -> bytes:
 def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
     content = compute_sums(folder, known)
-    written = [folder / name for name in list_covered(folder) if (folder / name).is_file()]
-    # Before the list that says they are complete; not all were written by `replacing`.
-    for path in [*written, *{path.parent for path in written}]:
+    written = [folder / name for name in list_covered(folder, own=True)]
+    for path in [*written, *{path.parent for path in written}]:  # before the list that says they are complete
         sync(path)
     write(folder / output_names.SUMS, content)
 
@@ -417,7 +416,11 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
 
     Raises:
         OutputError: Another process holds the lock, the folder contains another kind of output, or it is not writable.
+        SettingError: The folder is a URL.
     """
+    from sgdata import local_paths  # not at the top, where this chain of imports is long
+
+    local_paths.require_local(str(folder), "--out", writes=True)
     # Every kind has a contract, a recipe and sums: the new output would overwrite those of the old one.
     for other in [name for name in KINDS if mark is not None and name != mark and (folder / name).exists()]:
         raise OutputError(f"{folder}: holds {KINDS[other]} ({other}); choose another --out")

@@ -48,6 +48,7 @@ VECTOR_BYTES = Limit(2**28, "bytes", "outlines of all countries of the world tak
 DOCUMENT_BYTES = Limit(2**26, "bytes", "a page of 100 STAC items has some 3e6, an outline of a country 2e7")
 DOCUMENT_VALUES = Limit(2**22, "JSON values", "a page of 100 STAC items has some 1e5")
 PRODUCT_BYTES = Limit(2**23, "bytes", "the product metadata of a scene have some 8e5")
+SIDE_FILE_BYTES = Limit(2**24, "bytes", "histograms of 12 bands in 65,536 bins have some 5e6")
 PROBE_BYTES = Limit(2**16, "bytes", "1 is asked for, to see whether a server gives ranges")
 TOKEN_BYTES = Limit(2**16, "bytes", "a token has some 300")
 ANSWER_BYTES = Limit(2**28, "bytes", "the buildings of 400 km2 of a dense city have some 1.5e8")

@@ -67,6 +67,13 @@ MSI = Sensor(
     repeat_days=10,
 )  # fmt: skip
 
+# Full width at half maximum of Sentinel-2A in nm. Not in `Band`, which contracts store.
+BANDWIDTHS_NM = {
+    "B01": 21, "B02": 66, "B03": 36, "B04": 31, "B05": 15, "B06": 15, "B07": 20, "B08": 106, "B8A": 21, "B09": 20,
+    "B10": 31, "B11": 91, "B12": 175,
+}  # fmt: skip
+RED_GREEN_BLUE = ("B04", "B03", "B02")
+
 BANDS = MSI.bands
 BAND = MSI.by_name
 L2A_BANDS = MSI.names("L2A")

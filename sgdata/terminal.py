@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, get_args, get_type_hints
 
-from sgdata import log_lines, stop_signals, urls
+from sgdata import local_paths, log_lines, stop_signals, urls
 from sgdata.errors import ExitCode, SgdataError, describe_library_error, escape_hidden
 
 if TYPE_CHECKING:
@@ -76,6 +78,8 @@ def run(app: typer.Typer, program: str, argv: Sequence[str] | None = None, name:
     threading.excepthook = _failed_thread
     command = get_command(app)
     refuse_repeated_options(command)
+    for each in (command, *getattr(command, "commands", {}).values()):
+        _refuse_addresses(each)
     invoke = command.invoke
 
     def guarded(context: Any) -> Any:
@@ -146,6 +150,31 @@ def refuse_repeated_options(command: Any) -> None:
         return parser
 
     command.make_parser = strict_parser
+
+
+WRITTEN = frozenset({"out", "scratch", "register", "cache"})
+"""Parameters of commands that name folders and files to write."""
+
+
+def _refuse_addresses(command: Any) -> None:
+    """Let the parameters of a command that are paths refuse URLs, before anything is read or written."""
+    hints = get_type_hints(command.callback) if command.callback else {}
+    for param in command.params:
+        if _has_path(hints.get(param.name)):
+            param.process_value = partial(_processed, param, param.process_value)
+
+
+def _has_path(hint: Any) -> bool:
+    return hint is Path or any(_has_path(part) for part in get_args(hint))
+
+
+def _processed(param: Any, process: Callable[[Any, Any], Any], context: Any, value: Any) -> Any:
+    """Convert the value of a parameter that is a path. Raises SettingError for a URL."""
+    option = param.opts[0] if param.opts[0].startswith("-") else param.name.upper()
+    for text in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(text, str):
+            local_paths.require_local(text, option, writes=param.name in WRITTEN)
+    return process(context, value)
 
 
 def _failed_thread(failure: threading.ExceptHookArgs) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from sgdata import files, output_names
+from sgdata import files, output_names, side_files
 from sgdata.errors import SettingError
 
 # Files that every finished output of a kind has, by the file that identifies the kind; special kinds come first.
@@ -40,10 +41,24 @@ REQUIRED = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """Result of comparing an output with its SHA256SUMS.
+
+    Attributes:
+        differences: a line per file that is not as it was written.
+        remarks: a line per file of another program, such as statistics of GIS programs, that changes nothing.
+    """
+
+    differences: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
 def verify(folder: Path) -> list[str]:
     """Compare every file of an output with its SHA256SUMS.
 
-    Hidden files and those that contain times (`output_names.TIMED`) are ignored, except in a release.
+    Hidden files and those that contain times (`output_names.TIMED`) are ignored, except in a release. Files that other
+    programs write beside the outputs that they open are no differences, see `inspect`.
 
     Args:
         folder: Folder with a SHA256SUMS, such as a build, shards, a release or a checkpoint.
@@ -55,24 +70,50 @@ def verify(folder: Path) -> list[str]:
     Raises:
         OutputError: There is no SHA256SUMS, or it is malformed.
     """
+    return list(inspect(folder).differences)
+
+
+def inspect(folder: Path) -> Inspection:
+    """Compare an output with its SHA256SUMS as `verify` does, and name the files of other programs too.
+
+    Args:
+        folder: Folder with a SHA256SUMS.
+
+    Returns:
+        Differences and remarks.
+
+    Raises:
+        OutputError: There is no SHA256SUMS, or it is malformed.
+    """
     expected = files.read_sums(folder)
-    differences = []
+    differences, remarks = [], []
     for name, digest in expected.items():
-        path = folder / name
-        try:
-            if not path.is_file():
-                differences.append(f"{name}: missing")
-                continue
-            actual = files.sha256_file(path)
-        except OSError as error:  # no permission, a bad sector, a name that is too long
-            differences.append(f"{name}: cannot be read: {error.strerror}")
-            continue
-        if actual != digest:
-            differences.append(f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}...")
+        if difference := _difference(folder / name, name, digest):
+            if name.endswith(side_files.PAM) and side_files.has_document(folder / name, digest):
+                remarks.append(f"{name}: statistics of GDAL added, class names as written")
+            else:
+                differences.append(difference)
     # In a release even hidden files must be listed.
     present = files.list_covered(folder, everything=output_names.CROISSANT in expected)
-    differences += [f"{name}: not listed" for name in present if name not in expected]
-    return differences + _lacking(expected, set(present))
+    for name in (name for name in present if name not in expected):
+        remark = side_files.describe(folder / name, name)
+        if remark:
+            remarks.append(remark)
+        else:
+            added = side_files.adds(folder / name) if name.endswith(side_files.PAM) else ""
+            differences.append(f"{name}: not listed" + (f"; it changes what GDAL reads ({added})" if added else ""))
+    return Inspection(differences=(*differences, *_lacking(expected, set(present))), remarks=tuple(remarks))
+
+
+def _difference(path: Path, name: str, digest: str) -> str:
+    """Describe how a listed file differs from its hash; "" if it does not."""
+    try:
+        if not path.is_file():
+            return f"{name}: missing"
+        actual = files.sha256_file(path)
+    except OSError as error:  # no permission, a bad sector, a name that is too long
+        return f"{name}: cannot be read: {error.strerror}"
+    return "" if actual == digest else f"{name}: changed, SHA-256 is {actual[:16]}..., expected {digest[:16]}..."
 
 
 def _lacking(listed: Mapping[str, str], present: set[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, cast
 
 import typer
 
-from sgdata import files, log_lines, output_names, recipe_settings, terminal
+from sgdata import files, local_paths, log_lines, output_names, recipe_settings, terminal
 from sgdata.errors import ExitCode, SettingError, one_line
 from sgdata.public_commands import Outcome, as_command
 from sgmodel import recipe_files
@@ -330,6 +330,7 @@ def _ledger_data(texts: Sequence[str]) -> dict[str, Path]:
     data: dict[str, Path] = {}
     for text in texts:
         name, _, path = text.rpartition("=") if re.match(r"[\w-]+=", text) else ("", "", text)
+        local_paths.require_local(path, "--shards", writes=False)
         folder = Path(path)
         files.require_finished(folder)
         name = name or contracts.read(folder).dataset

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdata import catalog
+from sgdata import catalog, local_paths
 from sgdata.errors import SettingError
 
 FOLDERS = ("train", "predict", "ledger")
@@ -67,6 +67,7 @@ def find(text: str, program: str) -> Path:
 
 
 def _find(text: str) -> Path:
+    local_paths.require_local(text, "recipe", writes=False)
     path = Path(text)
     if path.exists():
         return path

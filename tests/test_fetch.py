@@ -19,6 +19,7 @@ from sgdata import cli, output_names, verification
 from sgdata.datasets import cards, download
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
+from sgdata.packing import select
 from sgdata.remote import retry
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -250,3 +251,20 @@ def test_a_dry_run_prints_files_bytes_and_free_space(tmp_path: Path) -> None:
     assert "train.csv.gz: 1,639,745 bytes, https://zenodo.org/" in result.output
     assert "3,247,984 bytes and 0 files of unknown size to fetch" in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+def test_downloads_do_not_go_where_builds_and_other_outputs_are(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = {name: str(select.download_folder(select.recipe_for(name))) for name in cards.names()}
+    assert folders["segmunich"] == "data/segmunich" and folders["fmow"] == "data/fmow-sentinel"
+    assert all(folder.startswith("data/") for folder in folders.values())
+    shown = CliRunner().invoke(cli.app, ["fetch", "segmunich", "--dry-run"])
+    assert "bytes free in data/segmunich" in shown.output
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/image.tif").write_text("")
+    need = download.DownloadPlan(sources=(source(server),), bytes=1, unsized=0, free=2**40)
+    with pytest.raises(OutputError, match="mine: holds a build"):
+        download.fetch(need, tmp_path / "mine", policy=QUICK)
+    assert server.sent == Counter()

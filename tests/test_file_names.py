@@ -170,7 +170,7 @@ SAFE = {
     ],
     "names of files that a listing of the folder found": [
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),
-        ("sgdata.datasets.fmow", "m.name"), ("sgdata.files", "path.name + '.aux.xml'"),
+        ("sgdata.datasets.fmow", "m.name"),
         ("sgdata.rasters.opening", "f'{file.name}.msk'"),
         ("sgdata.releases.segmunich_released", "f'.{out.name}.partial'"),
     ],

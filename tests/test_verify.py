@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files, output_names, verification
+from sgdata import files, output_names, side_files, verification
 from sgdata.errors import OutputError, SettingError
 
 
@@ -158,3 +158,102 @@ def test_the_command_compares_too(output: Path) -> None:
     command = [sys.executable, "-m", "sgdata.cli", "verify", str(output), "--against"]
     assert subprocess.run([*command, files.sha256_file(output / output_names.SUMS)], check=False).returncode == 0
     assert subprocess.run([*command, "0" * 64], check=False).returncode == 3
+
+
+# --- files of other programs ---------------------------------------------------------------
+
+STATISTICS = """<PAMDataset>
+  <PAMRasterBand band="1">
+    <Description>B01</Description>
+    <Histograms><HistItem><HistMin>0</HistMin><HistMax>9</HistMax><BucketCount>1</BucketCount>
+      <IncludeOutOfRange>0</IncludeOutOfRange><Approximate>1</Approximate><HistCounts>3</HistCounts></HistItem></Histograms>
+    <Metadata><MDI key="STATISTICS_MEAN">3</MDI></Metadata>%s
+  </PAMRasterBand>%s
+</PAMDataset>
+"""
+LEFT = (".DS_Store", "deep/Thumbs.db", "desktop.ini", "deep/._b.bin", "mine.qgz", "image.qmd", "image.qml")
+
+
+@pytest.mark.parametrize("release", [False, True])
+def test_files_of_other_programs_are_remarks(output: Path, release: bool) -> None:
+    if release:
+        for name in verification.REQUIRED[output_names.CROISSANT]:
+            files.write(output / name, b"x")
+        files.write(output / output_names.CROISSANT, b"x")
+        files.write_sums(output)
+    for name in LEFT:
+        (output / name).write_bytes(b"x")
+    (output / "image.tif.aux.xml").write_text(STATISTICS % ("", ""))
+    found = verification.inspect(output)
+    assert found.differences == ()
+    # Hidden files of an output that is no release are not looked at.
+    seen = [name for name in LEFT if release or "/." not in f"/{name}"]
+    assert sorted(line.partition(":")[0] for line in found.remarks) == sorted([*seen, "image.tif.aux.xml"])
+    assert verification.verify(output) == []
+
+
+@pytest.mark.parametrize(
+    ("inside", "beside", "what"),
+    [
+        ("<NoDataValue>7</NoDataValue>", "", "NoDataValue"),
+        ("<Scale>2</Scale>", "", "Scale"),
+        ("", "<SRS>EPSG:4326</SRS>", "SRS"),
+        ("", "<GeoTransform>0,1,0,0,0,1</GeoTransform>", "GeoTransform"),
+        ("<CategoryNames><Category>water</Category></CategoryNames>", "", "Category, CategoryNames"),
+        ("", '<Metadata domain="RPC"><MDI key="STATISTICS_X">1</MDI></Metadata>', "Metadata"),
+        ("", '<Metadata><MDI key="AREA_OR_POINT">Point</MDI></Metadata>', "MDI"),
+    ],
+)
+def test_a_side_file_that_changes_what_gdal_reads_is_a_difference(
+    output: Path, inside: str, beside: str, what: str
+) -> None:
+    (output / "image.tif.aux.xml").write_text(STATISTICS % (inside, beside))
+    (line,) = verification.verify(output)
+    assert line == f"image.tif.aux.xml: not listed; it changes what GDAL reads ({what})"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"<PAMDataset>", b"<VRTDataset/>", b'<!DOCTYPE x [<!ENTITY a "b">]><PAMDataset>&a;</PAMDataset>'],
+)
+def test_a_side_file_that_is_no_pam_document_is_a_difference(output: Path, content: bytes) -> None:
+    (output / "image.tif.aux.xml").write_bytes(content)
+    assert verification.verify(output) == ["image.tif.aux.xml: not listed"]
+
+
+def test_other_files_and_links_by_the_names_of_side_files_are_differences(output: Path) -> None:
+    (output / "mine.qgz").symlink_to(output / "a.tar")
+    (output / "Thumbs.db").mkdir()
+    (output / "Thumbs.db/code.py").write_text("x")
+    for name in ("image.tif.ovr", "image.tif.msk", "image.tfw", "notes.txt"):
+        (output / name).write_text("x")
+    assert len(verification.verify(output)) == 6
+
+
+def test_statistics_added_to_class_names_are_a_remark(output: Path) -> None:
+    path = output / "labels.tif.aux.xml"
+    names = {0: "Forest & <wood>", 2: "water", 255: "unmapped"}
+    files.write(path, side_files.categories(names))
+    files.write_sums(output)
+    added = STATISTICS.replace("%s\n", "%s", 1) % ("", "")
+    for name in ("water", "lake"):
+        inside = side_files.categories(names | {2: name}).decode()
+        inside = inside[inside.index("<CategoryNames>") : inside.index("</PAMRasterBand>")]
+        path.write_text(added.replace("<Metadata>", f"{inside}<Metadata>", 1))
+        found = verification.inspect(output)
+        if name == "water":
+            assert found == verification.Inspection(
+                differences=(), remarks=("labels.tif.aux.xml: statistics of GDAL added, class names as written",)
+            )
+        else:
+            assert [line.partition(",")[0] for line in found.differences] == ["labels.tif.aux.xml: changed"]
+    path.write_text(added.replace("<Metadata>", f"<NoDataValue>0</NoDataValue>{inside}<Metadata>", 1))
+    assert len(verification.verify(output)) == 1
+
+
+def test_sums_leave_out_files_of_other_programs(output: Path) -> None:
+    before = (output / output_names.SUMS).read_bytes()
+    for name in ("deep/Thumbs.db", "desktop.ini", "mine.qgz", "image.qmd"):
+        (output / name).write_bytes(b"x")
+    files.write_sums(output)
+    assert (output / output_names.SUMS).read_bytes() == before

@@ -15,12 +15,12 @@ from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.labels import label_losses
 from sgdata.output_names import IMAGE, LABEL_SOURCE, LABELS, PROVENANCE, PROVENANCE_BANDS, USAGE
-from sgdata.rasters import cog, geotiff, grids
+from sgdata.rasters import cog, geotiff, grids, qgis_style
 from sgdata.safe_names import file_name
 from sgdata.scenes import aoi, lock, output_items
 from sgdata.scenes.types import UNREADABLE, reasons
-from sgdata.sentinel2 import MSI
-from sgdata.types import Array, Grid, LabelSpace, Window
+from sgdata.sentinel2 import BAND, BANDWIDTHS_NM, MSI, RED_GREEN_BLUE
+from sgdata.types import Array, BandStatistics, Grid, LabelSpace, Window
 
 if TYPE_CHECKING:
     import pystac
@@ -55,12 +55,36 @@ def write_composite(
 ) -> None:
     """Write `image.tif` and `provenance.tif` from tiles of (C + 5, h, w), without data where not `inside` (H, W)."""
     stored = list(tiles)
-    image = cog.Style(descriptions=bands, nodata=MSI.nodata)
+    image = image_style(bands)
     provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     first, rest = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
     cog.write(folder / IMAGE, grid, _windows(stored, first, inside, OUTSIDE_IMAGE), style=image)
     cog.write(folder / PROVENANCE, grid, _windows(stored, rest, inside, OUTSIDE_PROVENANCE), style=provenance)
+
+
+def image_style(bands: tuple[str, ...]) -> cog.Style:
+    """Return how `image.tif` stores these bands: with scale, unit and wavelengths, and red, green and blue by name."""
+    shown = None
+    if set(RED_GREEN_BLUE) <= set(bands):
+        red, green, blue = (bands.index(name) for name in RED_GREEN_BLUE)
+        shown = (red, green, blue)
+    spectra = tuple((BAND[name].wavelength_nm, BANDWIDTHS_NM[name]) for name in bands)
+    return cog.Style(
+        descriptions=bands, nodata=MSI.nodata, scale=MSI.scale, unit="reflectance", red_green_blue=shown,
+        spectra=spectra,
+    )  # fmt: skip
+
+
+def write_image_style(folder: Path, bands: tuple[str, ...], statistics: Mapping[str, BandStatistics]) -> None:
+    """Write `image.qml`, with which QGIS shows true colour between the percentiles 2 and 98 of each band."""
+    shown = image_style(bands).red_green_blue
+    if shown is None:
+        return
+    # QGIS applies the scale of the header. Without train pixels: reflectances of land.
+    known = [statistics[name] for name in RED_GREEN_BLUE if name in statistics and statistics[name].count]
+    limits = [(each.p2 * MSI.scale, each.p98 * MSI.scale) for each in known] if len(known) == 3 else [(0.0, 0.3)] * 3
+    files.write(cog.style_path(folder / IMAGE), qgis_style.true_colour([index + 1 for index in shown], limits))
 
 
 def _windows(
@@ -156,11 +180,11 @@ def write_labels(
     if space.ignore is not None:
         named[space.ignore] = ("unmapped", "#ffffff")
     origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
-    for name, classes, values in (
-        (LABELS, named, painted[0]),
-        (LABEL_SOURCE, origins, painted[1]),
-    ):
-        style = cog.Style(descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes)
+    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
+        style = cog.Style(
+            descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes,
+            nodata=space.ignore if name == LABELS else None,
+        )  # fmt: skip
         cog.write(folder / name, grid, [(whole, values[None])], style=style)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sgdata import catalog, files, pool, urls
+from sgdata import catalog, files, local_paths, pool, urls
 from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
@@ -192,7 +192,7 @@ def recipe_for(
         The recipe with all overrides applied.
 
     Raises:
-        SettingError: the recipe does not exist, or a setting is unknown or has a wrong type.
+        SettingError: the recipe does not exist, or a setting is unknown or has a wrong type, or `out` is a URL.
     """
     for key, value in chosen.items():
         if key not in SHORT_NAMES:
@@ -218,7 +218,9 @@ def recipe_for(
         document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
     for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
         files.override(document, change)
-    return files.parse(BuildRecipe, document, origin)
+    parsed = files.parse(BuildRecipe, document, origin)
+    local_paths.require_local(parsed.out, "out", writes=True)
+    return parsed
 
 
 def _shipped(name: str, profile: str) -> Path:

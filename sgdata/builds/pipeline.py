@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sgdata import files, output_names, pool, progress
+from sgdata import files, local_paths, output_names, pool, progress, urls
 from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
@@ -20,6 +20,7 @@ from sgdata.rasters import grids, resample, vectors
 from sgdata.scenes import aoi, build_cost, coverage, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
+from sgdata.shards import contracts
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")
@@ -141,7 +142,8 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         lock_state = f"the lock is {locked.state}" if locked else "no lock is given"
         raise SettingError(f"--locked: {lock_state}; give --lock the one inside a finished build")
     # Inputs are checked before any pixel is read.
-    if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and "://" not in paths.osm:
+    if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and not urls.is_http(paths.osm):
+        local_paths.require_local(paths.osm, "--osm", writes=False)
         osm_features.check_suffix(files.require_file(Path(paths.osm), "OpenStreetMap data"))
     for file in (paths.gap, paths.raster, paths.sea):
         if file is not None:
@@ -258,6 +260,7 @@ def write_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict
     outputs = build_folder.hash_outputs(paths.out)
     level, kernel = recipe.source.level, recipe.resampling
     build_contract.write_contract(paths.out, recipe.name, recipe.dates, level, kernel, space=space, outputs=outputs)
+    build_folder.write_image_style(paths.out, recipe.bands, contracts.read(paths.out).statistics)
     return outputs
 
 

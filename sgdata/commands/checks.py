@@ -46,17 +46,25 @@ def verify(
         ),
     ] = None,
 ) -> Outcome[list[str]]:
-    """Compare every file of an output with its SHA256SUMS and list the differences. Exits with 3 if there are any."""
+    """Compare every file of an output with its SHA256SUMS and list the differences. Exits with 3 if there are any.
+
+    Files that other programs write beside those that they open, such as statistics of QGIS, are remarks.
+    """
     from sgdata import verification
 
-    differences = verification.verify(path)
+    found = verification.inspect(path)
+    for remark in found.remarks:
+        print(one_line(remark), file=sys.stderr)
+    differences = list(found.differences)
     if against is not None:
         differences += verification.compare(path, against)
 
     def show() -> None:
         print("\n".join(map(one_line, differences)) or f"{path}: every file is as it was written")
 
-    return Outcome(value=differences, show=show, document={"folder": path}, findings=tuple(differences))
+    return Outcome(
+        value=differences, show=show, document={"folder": path, "remarks": found.remarks}, findings=tuple(differences)
+    )
 
 
 @command(app, epilog="Example: sgdata status out/build")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sgdata import log_lines
+from sgdata import local_paths, log_lines
 from sgdata.commands import printing
 from sgdata.commands.options import (
     Cluster,
@@ -89,7 +89,7 @@ def fetch(
 
     log_lines.listen(quiet)
     recipe = select.recipe_for(dataset)
-    folder = out or Path(recipe.source)
+    folder = out or select.download_folder(recipe)
     need = download.plan(dataset, edition or recipe.edition, folder, part or ())
     sizes = [f"{source.bytes:,} bytes" if source.bytes else "size not known" for source in need.sources]
     lines = [f"{source.file}: {size}, {source.url}" for source, size in zip(need.sources, sizes, strict=True)]
@@ -175,5 +175,6 @@ def _split_lists(texts: Sequence[str]) -> dict[str, Path]:
         split, _, path = text.partition("=")
         if not split or not path:
             raise SettingError(f"--split-list {text!r}: expected SPLIT=FILE such as train=train.txt")
+        local_paths.require_local(path, f"--split-list {split}", writes=False)
         lists[split] = Path(path)
     return lists

@@ -94,12 +94,12 @@ def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, s
         stall_s: Seconds without a byte after which a connection is given up.
 
     Raises:
-        OutputError: The disk is too small, or a file cannot be written.
+        OutputError: The disk is too small, a file cannot be written, or `out` holds another output such as a build.
         ServiceError: A file cannot be had from any of its addresses; names every failure.
     """
     if plan.bytes > plan.free:
         raise OutputError(f"{out}: needs {plan.bytes:,} bytes, {plan.free:,} are free; choose another --out or --part")
-    with files.only_writer(out):
+    with files.only_writer(out, ""):
         # One file at a time, listed as soon as it is verified: an interruption costs one file at most.
         for source in plan.sources:
             try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import documents, files
+from sgdata import documents, files, local_paths
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import coastline, osm_elements, osm_scan, overpass, tag_rules
 
@@ -123,6 +123,7 @@ def read(
         service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
         return read_files(answers, area, rules, sea, core)
+    local_paths.require_local(str(source), "--osm", writes=False)
     path = files.require_file(Path(source), "an .osm, .osm.pbf or Overpass .json file, or a folder of answers")
     answers = sorted(item for item in path.iterdir() if item.name.endswith(JSON_FILES)) if path.is_dir() else [path]
     if not answers:

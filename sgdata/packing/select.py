@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from sgdata import catalog, files
+from sgdata import catalog, files, local_paths
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SettingError
@@ -23,12 +23,21 @@ def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
         overrides: `key=value` texts, applied in order.
 
     Raises:
-        SettingError: The dataset has no recipe, or an override is unknown or has a wrong type.
+        SettingError: The dataset has no recipe, or an override is unknown, has a wrong type or is a URL.
     """
     shipped = {path.stem: path for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
     if dataset not in shipped:
         raise SettingError(f"no reader for dataset '{dataset}'; known: {', '.join(sorted(shipped))}")
-    return files.read(ShardRecipe, shipped[dataset], overrides)
+    recipe = files.read(ShardRecipe, shipped[dataset], overrides)
+    local_paths.require_local(recipe.source, "source", writes=False)
+    local_paths.require_local(recipe.out, "out", writes=True)
+    return recipe
+
+
+def download_folder(recipe: ShardRecipe) -> Path:
+    """Return the folder to download a dataset into by default: the recipe's source, unless that is a build."""
+    source = Path(recipe.source)
+    return Path("data") / recipe.dataset if source.parts[:1] == ("out",) else source
 
 
 @dataclass(frozen=True, kw_only=True)

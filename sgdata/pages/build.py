@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files, output_names
+from sgdata import files, output_names, sentinel2
 from sgdata.builds import usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
 from sgdata.composite.kernels import NO_VALUE
@@ -26,7 +26,7 @@ VALUES = "values"
 # Dark to bright in even steps of lightness, after matplotlib's viridis.
 RAMP = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 PRESETS = {
-    "true colour": true_colour.RED_GREEN_BLUE,
+    "true colour": sentinel2.RED_GREEN_BLUE,
     "false colour": ("B08", "B04", "B03"),
     "short-wave infrared": ("B12", "B8A", "B04"),
 }

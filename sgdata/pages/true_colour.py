@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sgdata.sentinel2 import RED_GREEN_BLUE
 from sgdata.types import Array
-
-RED_GREEN_BLUE = ("B04", "B03", "B02")
 
 
 def band_indices(names: Sequence[str]) -> list[int]:

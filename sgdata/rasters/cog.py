@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import xml.etree.ElementTree as ET
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import files
+from sgdata import files, output_names, side_files
+from sgdata.rasters import qgis_style
+from sgdata.safe_names import with_ending
 from sgdata.types import Array, Grid, Window
+
+_RED_GREEN_BLUE = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +25,12 @@ class Style:
         dtype: type of the values.
         overviews: kernel of the overviews.
         tags: further tags.
-        classes: name and #rrggbb colour by value: stored as palette, as tags `class_<value>` and in a sidecar that QGIS
-            reads.
+        classes: name and #rrggbb colour by value: stored as palette, as tags `class_<value>`, as category names in a
+            PAM file that GDAL reads and, but for `nodata`, in a style of QGIS.
+        unit: unit of the values after scaling; "" if unknown.
+        scale: factor from stored values to that unit.
+        red_green_blue: positions of the bands to show as red, green and blue, from 0; None for no colours.
+        spectra: centre wavelength and width in nanometres of each band; empty if they are not spectral.
     """
 
     descriptions: tuple[str, ...]
@@ -32,6 +39,10 @@ class Style:
     overviews: Literal["nearest", "mode"] = "nearest"
     tags: dict[str, str] = field(default_factory=dict)
     classes: dict[int, tuple[str, str]] = field(default_factory=dict)
+    unit: str = ""
+    scale: float = 1.0
+    red_green_blue: tuple[int, int, int] | None = None
+    spectra: tuple[tuple[float, float], ...] = ()
 
 
 def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: Style) -> None:
@@ -65,8 +76,26 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
         raise files.write_error(path, error) from error
     finally:
         plain.unlink(missing_ok=True)
+    _write_beside(path, style)
+
+
+def _write_beside(path: Path, style: Style) -> None:
+    """Write what TIFF cannot store into files beside a raster, and remove those of a raster that was here before.
+
+    Its statistics, which GIS programs keep there, are wrong now.
+    """
+    names, shown = with_ending(path, output_names.PAM), style_path(path)
+    names.unlink(missing_ok=True)
+    shown.unlink(missing_ok=True)
+    if style.classes:
+        files.write(shown, qgis_style.classes({v: as_ for v, as_ in style.classes.items() if v != style.nodata}))
     if style.classes and style.dtype != "int32":
-        files.write(path.with_name(path.name + ".aux.xml"), _category_sidecar(style.classes))
+        files.write(names, side_files.categories({value: name for value, (name, _) in style.classes.items()}))
+
+
+def style_path(path: Path) -> Path:
+    """Return the file from which QGIS takes the style of a raster `NAME.tif`."""
+    return path.with_name(path.name.removesuffix(".tif") + output_names.STYLE)
 
 
 def _profile(grid: Grid, style: Style) -> dict[str, Any]:
@@ -86,13 +115,29 @@ def _halves(shape: tuple[int, int]) -> list[int]:
 
 
 def _describe(dataset: Any, style: Style) -> None:
+    count = len(style.descriptions)
     for number, text in enumerate(style.descriptions, 1):
         dataset.set_band_description(number, text)
+    if style.unit:
+        dataset.scales, dataset.offsets, dataset.units = [style.scale] * count, [0.0] * count, [style.unit] * count
+    if style.red_green_blue:
+        colours = dict(zip(style.red_green_blue, _RED_GREEN_BLUE, strict=True))
+        dataset.colorinterp = [_colour(colours.get(index, "undefined")) for index in range(count)]
+    for number, (centre_nm, width_nm) in enumerate(style.spectra, 1):
+        # The names and unit of GDAL's raster data model.
+        micrometres = {"CENTRAL_WAVELENGTH_UM": centre_nm / 1000, "FWHM_UM": width_nm / 1000}
+        dataset.update_tags(number, ns="IMAGERY", **{key: f"{value:g}" for key, value in micrometres.items()})
     names = {f"class_{value:03d}": name for value, (name, _) in style.classes.items()}
     dataset.update_tags(**dict(sorted((style.tags | names).items())))
     if style.classes and style.dtype != "int32":  # which has no palette
         palette = {value: tuple(bytes.fromhex(colour[1:])) for value, (_, colour) in sorted(style.classes.items())}
         dataset.write_colormap(1, palette)
+
+
+def _colour(name: str) -> Any:
+    from rasterio.enums import ColorInterp
+
+    return ColorInterp[name]
 
 
 def _cog_options(style: Style) -> dict[str, str]:
@@ -101,14 +146,3 @@ def _cog_options(style: Style) -> dict[str, str]:
         "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",
         "OVERVIEWS": "FORCE_USE_EXISTING", "NUM_THREADS": "1",
     }  # fmt: skip
-
-
-def _category_sidecar(classes: dict[int, tuple[str, str]]) -> bytes:
-    """Return GDAL's PAM document with category names, which TIFF cannot store and QGIS reads."""
-    root = ET.Element("PAMDataset")
-    names = ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="1"), "CategoryNames")
-    # QGIS reads names by position; a value such as 65535 for no data would need that many.
-    for value in range(max((value for value in classes if value < 4096), default=-1) + 1):
-        ET.SubElement(names, "Category").text = classes.get(value, ("", ""))[0]
-    ET.indent(root)
-    return ET.tostring(root) + b"\n"

@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, output_names, urls
+from sgdata import files, local_paths, output_names, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
 from sgdata.remote.access import access_of, admit
@@ -169,6 +169,8 @@ def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[p
 
     first, last = parse_dates(query.dates)
     wanted = read_catalog.ItemQuery(collection=query.collection, bounds=query.bounds, first=first, last=last)
+    if not urls.is_http(address):
+        local_paths.require_local(address, "--stac", writes=False)
     start = address if urls.is_http(address) else str(_file(Path(address)).resolve())
     stac_io = catalog_io.CatalogIO(address, RETRY, allow_private_hosts=allow_private_hosts)
     items, unreadable = [], []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sgdata import files
+from sgdata import files, local_paths
 from sgdata.errors import SettingError, SourceError
 
 PREFIX = "hf:"
@@ -24,6 +24,7 @@ def resolve(name: str | Path) -> Path:
     """
     if not str(name):
         raise SettingError(f"weights {name!r}: expected a path or {PREFIX}OWNER/NAME; leave the option out for none")
+    local_paths.require_local(str(name), "weights", writes=False)
     path = Path(name)
     # A run has several checkpoints; choosing one is left to the user.
     for checkpoint in (path / "checkpoint-best", path / "checkpoint-last"):

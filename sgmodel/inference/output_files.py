@@ -24,7 +24,7 @@ BLOCK = 512
 
 def remove_previous(out: Path) -> None:
     """Remove the files of an earlier prediction from `out`, which the checksums of this one would otherwise cover."""
-    names = (output_names.SUMS, ROWS, CLASSES, f"{CLASSES}.aux.xml", PROBABILITIES, EMBEDDINGS)
+    names = (output_names.SUMS, ROWS, CLASSES, f"{CLASSES}.aux.xml", "classes.qml", PROBABILITIES, EMBEDDINGS)
     for path in [*(out / name for name in names), *sorted(out.glob(f"{PICTURES}/*.png"))]:
         path.unlink(missing_ok=True)
 

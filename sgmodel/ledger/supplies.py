@@ -64,7 +64,7 @@ def _make(recipe: LedgerRecipe, name: str) -> Iterator[str]:
     edition, splits = _as_published(recipe, default)
     source = default.source
     if any(each.url for each in edition.sources):
-        source = source if source.startswith("data/") else f"data/{name}"
+        source = str(select.download_folder(default))
         if not Path(source).exists():
             yield f"sgdata fetch {name} --edition {edition.name} --out {source}"
     chosen = next((each for each in edition.splits if each.name == splits), None)

@@ -23,7 +23,7 @@ import synthetic_build
 import synthetic_shards
 from PIL import Image
 
-from sgdata import catalog, files
+from sgdata import catalog, files, side_files
 from sgdata.labels import osm_elements
 from sgdata.rasters import cog, geotiff
 from sgdata.scenes import aoi, coverage, search
@@ -48,6 +48,9 @@ PRODUCT = """<?xml version="1.0" encoding="UTF-8"?>
  </BOA_ADD_OFFSET_VALUES_LIST></Product_Image_Characteristics></n1:General_Info>
 </n1:Level-2A_User_Product>
 """
+STATISTICS = b"""<Description>B02</Description>
+<Histograms><HistItem><HistMin>0</HistMin><HistCounts>1|2</HistCounts></HistItem></Histograms>
+<Metadata><MDI key="STATISTICS_MEAN">3</MDI></Metadata>"""
 
 
 def make(out: Path) -> None:
@@ -222,6 +225,11 @@ def _shards(out: Path) -> None:
         synthetic_shards.write(folder, train=4, val=2, px=16)
     synthetic_shards.write_scenes(out / "shard-index/1", train=3, val=2, px=8)
     shutil.copytree(out / "contract/0", out / "sums/0")
+    named = side_files.categories({0: "water", 3: "Forest & <wood>"})
+    added = named.replace(b"</PAMRasterBand>", STATISTICS + b"</PAMRasterBand>")
+    listed = files.format_sums({"classes.tif.aux.xml": files.sha256(named)})
+    for number, name in enumerate(("classes", "image")):
+        _put(out, "side-file", number, {f"{name}.tif.aux.xml": added, "SHA256SUMS": listed})
 
 
 def _checkpoints(out: Path) -> None:

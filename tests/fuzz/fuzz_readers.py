@@ -421,6 +421,10 @@ READERS: dict[str, Reader] = {
         targets=("SHA256SUMS",), mutate=mutators.mutate_sums, parse=_parse_text,
         read=lambda folder, path: verification.verify(folder),
     ),
+    "side-file": Reader(
+        targets=("*.aux.xml",), mutate=XML, parse=_parse_xml,
+        read=lambda folder, path: verification.inspect(folder),
+    ),
     "card": Reader(targets=("card.json",), mutate=JSON, parse=_parse_json, read=_checkpoint),
     "weights": Reader(
         targets=("model.safetensors",), mutate=mutators.mutate_safetensors, parse=_parse_safetensors, read=_checkpoint
