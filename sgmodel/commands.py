@@ -251,7 +251,7 @@ def sizes(
     px: Annotated[int, typer.Option(min=8, help="Side of the images in pixels, a multiple of 8.")] = 128,
     processes: Annotated[int, typer.Option(min=2, help="GPUs among which fsdp shards a model.")] = 8,
 ) -> Outcome[Any]:
-    """Print how large a batch fits on cards of 24 to 141 GB, by size, step, precision and sharding."""
+    """Print how large a batch fits on GPUs of 24 to 141 GB, by size, step, precision and sharding."""
     from sgmodel.ledger import sizes as table
 
     wanted = names or table.SIZES

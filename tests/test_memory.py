@@ -161,9 +161,9 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 def test_a_step_names_the_smallest_card() -> None:
-    assert sizes.describe(int(22e9)) == "22.0 GB on a card of 24 GB"
-    assert sizes.describe(int(23e9)) == "23.0 GB on a card of 48 GB"  # 8 % are not for tensors
-    assert sizes.describe(int(140e9)) == "140.0 GB on no card up to 141 GB: raise training.accumulate"
+    assert sizes.describe(int(22e9)) == "22.0 GB on a GPU of 24 GB"
+    assert sizes.describe(int(23e9)) == "23.0 GB on a GPU of 48 GB"  # 8 % are not for tensors
+    assert sizes.describe(int(140e9)) == "140.0 GB on no GPU up to 141 GB: raise training.accumulate"
 
 
 def test_the_table_has_larger_batches_on_larger_cards(

@@ -286,7 +286,7 @@ def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths
 def test_the_plan_counts_steps_and_hours(paths: LedgerPaths) -> None:
     lines = list(reproduce.plan(recipe(), paths))
     # Two runs of 4 samples x 1 epoch; 12 multiplications and additions a pixel, three times.
-    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters, 0.0 GB on a card of 24 GB"
+    assert lines[1] == "  a (random): 2 runs, 4 steps, 0.0 min, up to 16 parameters, 0.0 GB on a GPU of 24 GB"
     assert not paths.out.exists()
     work = costs.work(reproduce.possible_runs(recipe(), paths)[0], recipe(), paths)
     assert work == costs.RunCost(parameters=16, steps=2, flops=3 * 2 * 12 * 32**2 * 4)

@@ -1,4 +1,4 @@
-"""Test what the figures of a run mean: the maps that they score, yardsticks, splits, early stopping, losses."""
+"""Test what the figures of a run mean: the maps that they score, baselines, splits, early stopping, losses."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_change_is_scored_by_the_maps_that_prediction_writes(tmp_path: Path) -> 
     assert f"| train_windows | {figures['train_windows']} |" in (tmp_path / "run" / "card.md").read_text()
 
 
-# --- yardsticks ----------------------------------------------------------------------------
+# --- baselines -----------------------------------------------------------------------------
 
 
 def discriminant(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int) -> np.ndarray[Any, Any]:
@@ -109,7 +109,7 @@ def discriminant(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any], classes: int)
     return (np.log(share) - distance / 2).argmax(axis=1)
 
 
-def test_the_linear_yardstick_is_linear_discriminant_analysis(tmp_path: Path) -> None:
+def test_the_linear_baseline_is_linear_discriminant_analysis(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     made = [sample(n, "train", 32, 32) for n in range(3)]
     for one in made:  # so that no class is without errors
@@ -129,7 +129,7 @@ def test_the_linear_yardstick_is_linear_discriminant_analysis(tmp_path: Path) ->
     assert np.abs(counts.numpy() - by_hand).sum() <= 4  # float32 at the edge between two classes
 
 
-def test_a_model_that_says_nothing_is_below_both_yardsticks(tmp_path: Path) -> None:
+def test_a_model_that_says_nothing_is_below_both_baselines(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "shards")
     blind = ("training.optimizer.lr=0.0", "training.epochs=1")
     assert detect_change.main(change(*blind), run_paths_for(folder, tmp_path / "run")) == 0

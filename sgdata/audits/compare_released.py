@@ -90,8 +90,7 @@ def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAS
     by = [names.index(name) for name in PLACED_BY]
     details = window_location.extract_detail(image[by])
     tally, places, seen, copies = Tally(), [], set(), 0
-    chosen = _windows(released, most)
-    for window in progress.track(chosen, label="placing", total=most):
+    for window in _windows(released, most):
         group = dihedral.d4_hash(window.image)
         if group in seen:
             copies += 1
@@ -120,8 +119,9 @@ def _windows(released: Path, most: int) -> Iterator[ReleasedWindow]:
     members = {PurePosixPath(member.name): member for member in archives.list_members(released).members}
     images = sorted(path for path in members if path.parent.name == "img" and path.suffix == ".tif")
     step = max(len(images) / most, 1)
+    chosen = [images[int(n * step)] for n in range(min(most, len(images)))]
     with archives.open_archive(released) as content:
-        for path in (images[int(n * step)] for n in range(min(most, len(images)))):
+        for path in progress.track(chosen, label="placing", total=len(chosen)):
             label = members.get(path.parent.parent / "label" / path.name)
             codes = content(label) if label else None
             yield _window(path.as_posix(), content(members[path]), codes, index)

@@ -1,4 +1,4 @@
-"""How large a batch fits on a card: a table of model sizes, and the card that a run needs.
+"""Compute how large a batch fits on a GPU: a table of model sizes, and the GPU that a run needs.
 
     sgmodel sizes
 
@@ -15,10 +15,10 @@ from sgmodel.models import encoder, factory, mae, memory, specs, upernet
 
 Size = Literal["base", "large", "huge"]
 SIZES = get_args(Size)
-CARDS_GB = (24, 48, 80, 141)
-"""Memory of the usual cards, in 10^9 bytes."""
+GPU_MEMORY_GB = (24, 48, 80, 141)
+"""Memory of common GPUs, in 10^9 bytes."""
 USABLE = 0.92
-"""Share of a card's memory that tensors can have; the rest goes to CUDA itself and to gaps between tensors."""
+"""Share of a GPU's memory that tensors can have; the rest goes to CUDA itself and to gaps between tensors."""
 PRECISIONS: tuple[devices.Precision, ...] = ("fp32", "bf16")
 STEPS = ("pretrain", "classify", "segment")
 MASK_RATIO = 0.9
@@ -33,9 +33,9 @@ def table(sizes: Sequence[Size], *, px: int, processes: int) -> Iterator[str]:
         px: Side of the images in pixels.
         processes: Number of GPUs among which FSDP shards a model.
     """
-    cards = " | ".join(f"{card} GB" for card in CARDS_GB)
-    yield f"| size | step | precision | model on each GPU | GB without samples | MB a sample | {cards} |"
-    yield "|---" * (6 + len(CARDS_GB)) + "|"
+    heads = " | ".join(f"{memory_gb} GB" for memory_gb in GPU_MEMORY_GB)
+    yield f"| size | step | precision | model on each GPU | GB without samples | MB a sample | {heads} |"
+    yield "|---" * (6 + len(GPU_MEMORY_GB)) + "|"
     for size in sizes:
         for step in STEPS:
             for precision in PRECISIONS:
@@ -44,19 +44,19 @@ def table(sizes: Sequence[Size], *, px: int, processes: int) -> Iterator[str]:
                     shared = "whole" if shards == 1 else f"1/{shards} (fsdp)"
                     state = f"{both[0].total(0, shards=shards) / 1e9:.1f}"
                     sample = "{:.0f} ({:.0f})".format(*(each.sample / 1e6 for each in both))
-                    batches = [_batches(both, card, shards) for card in CARDS_GB]
+                    batches = [_batches(both, memory_gb, shards) for memory_gb in GPU_MEMORY_GB]
                     yield f"| {' | '.join([size, step, precision, shared, state, sample, *batches])} |"
 
 
-def _batches(both: Sequence[memory.StepMemory], card_gb: float, shards: int) -> str:
+def _batches(both: Sequence[memory.StepMemory], memory_gb: float, shards: int) -> str:
     """Return the largest batches without and with recomputed activations."""
-    return "{} ({})".format(*(each.largest_batch(USABLE * card_gb * 1e9, shards=shards) for each in both))
+    return "{} ({})".format(*(each.largest_batch(USABLE * memory_gb * 1e9, shards=shards) for each in both))
 
 
 def describe(needed: int) -> str:
-    """Say how much memory a step needs, in bytes, and which card has it."""
-    card = next((f"a card of {card} GB" for card in CARDS_GB if needed <= USABLE * card * 1e9), "")
-    return f"{needed / 1e9:.1f} GB on {card or f'no card up to {CARDS_GB[-1]} GB: raise training.accumulate'}"
+    """Describe the memory that a step needs, in bytes, and the smallest GPU with that much."""
+    gpu = next((f"a GPU of {memory_gb} GB" for memory_gb in GPU_MEMORY_GB if needed <= USABLE * memory_gb * 1e9), "")
+    return f"{needed / 1e9:.1f} GB on {gpu or f'no GPU up to {GPU_MEMORY_GB[-1]} GB: raise training.accumulate'}"
 
 
 def _count(size: Size, step: str, precision: devices.Precision, px: int, *, recompute: bool) -> memory.StepMemory:

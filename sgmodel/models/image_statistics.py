@@ -1,4 +1,4 @@
-"""Colour and gradient statistics of whole images, a yardstick without weights for scene classification."""
+"""Colour and gradient statistics of whole images, a baseline without weights for scene classification."""
 
 from __future__ import annotations
 
