@@ -21,8 +21,7 @@ from sgdata import catalog, files, output_names
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
-from sgdata.labels import osm_features
-from sgdata.scenes import lock
+from sgdata.scenes import geocoding, lock
 from sgdata.scenes.aoi import Area, in_degrees, resolve
 from sgdata.types import Grid
 
@@ -239,11 +238,11 @@ def test_a_place_is_asked_for_once_and_its_outline_kept(
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"{web.url}/")
     kept = tmp_path / "place.geojson"
     with pytest.raises(SourceError, match="no stored outline of 'Somewhere'"):
-        osm_features.locate_place(Area(place="Somewhere"), kept, offline=True)
-    area = osm_features.locate_place(Area(place="Somewhere"), kept)
+        geocoding.locate_place(Area(place="Somewhere"), kept, offline=True)
+    area = geocoding.locate_place(Area(place="Somewhere"), kept)
     assert resolve(area) == resolve(Area(bbox=(11.5, 48.1, 11.6, 48.2)))
     asked = len(web.asked)
-    assert osm_features.locate_place(Area(place="Somewhere"), kept, offline=True) == area
+    assert geocoding.locate_place(Area(place="Somewhere"), kept, offline=True) == area
     assert len(web.asked) == asked
     assert "OpenStreetMap contributors" in kept.read_text()
     assert not list(tmp_path.rglob("cache"))
@@ -253,10 +252,10 @@ def test_places_that_cannot_be_located_are_refused(tmp_path: Path, web: Any, mon
     (web.folder / "search").write_text("[]")
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"{web.url}/")
     with pytest.raises(SettingError, match="place 'Atlantis'"):
-        osm_features.locate_place(Area(place="Atlantis"), tmp_path / "place.geojson")
+        geocoding.locate_place(Area(place="Atlantis"), tmp_path / "place.geojson")
     monkeypatch.setattr(osmnx.settings, "nominatim_url", f"http://127.0.0.1:{served.free_port()}/")
     with pytest.raises(ServiceError, match="no geocoder answers"):
-        osm_features.locate_place(Area(place="Atlantis"), tmp_path / "place.geojson")
+        geocoding.locate_place(Area(place="Atlantis"), tmp_path / "place.geojson")
     assert not (tmp_path / "place.geojson").exists()
 
 

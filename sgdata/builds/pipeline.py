@@ -17,7 +17,7 @@ from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, make_labels, osm_features, rasterize
 from sgdata.rasters import grids, resample, vectors
-from sgdata.scenes import aoi, build_cost, coverage, lock, offsets, search
+from sgdata.scenes import aoi, build_cost, coverage, geocoding, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
 from sgdata.shards import contracts
@@ -105,7 +105,7 @@ def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = N
     if locked:
         grid, outline = locked.grid, locked.outline
     else:
-        area = osm_features.locate_place(recipe.area, paths.out / PLACE, offline=paths.offline)
+        area = geocoding.locate_place(recipe.area, paths.out / PLACE, offline=paths.offline)
         grid = aoi.resolve(area)
         outline = aoi.outline(area, grid)
     if not cut_patches.windows(grid, outline, recipe.patches):  # before any pixel is read
