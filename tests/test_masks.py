@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from sgdata.composite import cloud_masks, mask_scenes, scene_staging, window_staging
 from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
@@ -124,7 +124,7 @@ def test_a_roof_called_cloud_on_clear_days_is_kept(overcast: int) -> None:
     roof = np.zeros((60, 60), bool)
     roof[20:30, 20:30] = True
     bright = cloud_masks.bright_targets(target_filter.bright(), 20)
-    np.testing.assert_array_equal(bright, roof)
+    np.testing.assert_array_equal(bright == cloud_masks.BRIGHT, roof)
     clear_day = cloud_masks.clear_score(series[1], bright, SCL, gsd_m=20, reach_m=0)
     assert (clear_day > 0).all()  # no buffer round the roof either
     if overcast:
@@ -143,8 +143,8 @@ def test_ground_that_is_never_clear_is_a_bright_target_only_where_narrow(side: i
         target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
     bright = cloud_masks.bright_targets(target_filter.bright(), 20)
     # At the edge it may go on.
-    assert bright[place].all() == (kept and (corner > 0 or side == 1))
-    assert bright.sum() in {0, side**2}
+    assert (bright[place] == cloud_masks.NEVER_CLEAR).all() == (kept and (corner > 0 or side == 1))
+    assert np.count_nonzero(bright) in {0, side**2}
 
 
 @pytest.mark.parametrize(
@@ -158,10 +158,44 @@ def test_ground_that_clouds_could_hide_by_chance_is_no_bright_target(days: int, 
         found = np.where(rng.random((100, 100)) < share, CLOUD, CLEAR).astype(np.uint8)
         found[50, 50] = CLOUD
         target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
-    never = target_filter.bright() == cloud_masks.NEVER_CLEAR
-    assert never[50, 50] == kept
-    # At other pixels it happens as seldom as it should.
-    assert never.sum() - kept <= 2 * cloud_masks.CHANCE * never.size
+    bright = target_filter.bright()
+    assert (bright[50, 50] == cloud_masks.NEVER_CLEAR) == kept
+    # At other pixels, clear on some days or on none, it happens as seldom as it should.
+    sure = (bright == cloud_masks.NEVER_CLEAR) | (bright == cloud_masks.BRIGHT)
+    assert sure.sum() - kept <= 2 * cloud_masks.CHANCE * bright.size
+
+
+@pytest.mark.parametrize(("cloudy", "kept"), [(4, True), (3, False)])
+def test_ground_that_is_cloud_on_some_days_is_no_bright_target_by_chance(cloudy: int, kept: bool) -> None:
+    """Of five days with 6 % of cloud, three are cloudy on one in 400 pixels, four on one in 14,000."""
+    target_filter = cloud_masks.BrightTargetFilter((100, 100), 20)
+    first = np.full((100, 100), CLEAR, np.uint8)
+    first[:6] = CLOUD
+    first[50, 50] = CLOUD
+    for day in range(5):
+        found = first.copy()
+        found[50, 50] = CLOUD if day < cloudy else CLEAR
+        target_filter.add(found, cloud_masks.cloud_fraction([found], 20))
+    kind = cloud_masks.BRIGHT if kept else cloud_masks.PERHAPS_BRIGHT
+    bright = cloud_masks.bright_targets(target_filter.bright(), 20)
+    assert bright[50, 50] == kind
+    settings = replace(SCL, cloud_buffer_m=60)
+    scores = cloud_masks.clear_score(first, bright, settings, gsd_m=20, reach_m=0)
+    # What may be a cloud, and its surroundings, are used only where nothing better exists.
+    near, far = np.s_[47:54, 50], np.s_[44:47, 50]
+    assert (scores[near] >= cloud_masks.DOUBTFUL).all() == (not kept)
+    assert (scores[near] > 0).all()
+    assert 0 < scores[far].max() < cloud_masks.DOUBTFUL
+
+
+def test_the_chance_of_clouds_is_not_underestimated() -> None:
+    """Days of one cloud fraction are the worst case, whose probability is binomial."""
+    for days in (1, 2, 3, 5, 9, 40, 400):
+        limits = [cloud_masks.expected_by_chance(days, cloudy) for cloudy in range(1, days + 1)]
+        assert limits == sorted(limits)
+        for cloudy, expected in enumerate(limits, 1):
+            chance = stats.binom.sf(cloudy - 1, days, expected / days)
+            assert 0.01 * cloud_masks.CHANCE < chance < 1.001 * cloud_masks.CHANCE
 
 
 @pytest.mark.parametrize("reach_m", [0, 1500])

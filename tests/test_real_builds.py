@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import rasterio
 import stac_wrap
+from scipy import ndimage
 
 from sgdata import catalog, files
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
+from sgdata.composite import cloud_masks
 from sgdata.errors import SourceError
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -117,3 +119,23 @@ def test_an_l1c_series_with_cloud_probability(real: Path, tmp_path: Path, method
         expected = np.floor(np.nanmedian(values, axis=0) + 0.5)
         np.testing.assert_array_equal(image[:, usable.any(axis=0)], expected)
     assert contracts.read(tmp_path / "b").level == "L1C"
+
+
+def test_two_small_clouds_at_one_place_are_no_roof(real: Path, tmp_path: Path) -> None:
+    """The dates of 18 and 21 September have clouds on the same ground, which is clear on 26 September."""
+    archive = stac_wrap.lahinch(real, tmp_path / "c")
+    recipe = published(IRELAND, "2017-09-01/2017-12-31", 32)
+    recipe = replace(
+        recipe,
+        bands=("B02", "B04", "B08"),
+        source=replace(recipe.source, level="L1C"),
+        mask=replace(recipe.mask, method="probability", cloud_buffer_m=60, bright_target_filter=True),
+    )
+    _, provenance = build(recipe, archive, tmp_path / "b")
+    days = {day: np.datetime64(f"2017-09-{day}").astype(int) for day in (18, 21, 26)}
+    cloudy = {day: pixels(real / "s2_series_lahinch" / "S2" / f"2017-09-{day}.tif")[14] >= 40 for day in days}
+    twice = cloudy[18] & cloudy[21]
+    seen = ~ndimage.binary_dilation(cloudy[26], iterations=8)
+    assert (twice & seen).sum() >= 30
+    assert set(np.unique(provenance[2][twice & seen])) == {days[26]}
+    assert (provenance[4] == cloud_masks.PERHAPS_BRIGHT).sum() == 85  # of which houses

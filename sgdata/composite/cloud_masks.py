@@ -8,6 +8,8 @@ DOUBTFUL more where the class is dark or unclassified, which is used only where 
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -45,9 +47,9 @@ EXCESS, CALM = 0.4, 0.3
 CALM_DAYS = 3
 # Ground that is cloud on all dates is a roof only where it is narrower: large halls have 100 to 200 m.
 ROOF_M = 200
-# And only where clouds that move would cover a pixel on all of its calm days with a smaller probability.
+# Clouds that move must cover a pixel of a bright target on so many days with a smaller probability.
 CHANCE = 1e-3
-NOT_BRIGHT, BRIGHT, NEVER_CLEAR = 0, 1, 2
+NOT_BRIGHT, BRIGHT, NEVER_CLEAR, PERHAPS_BRIGHT = 0, 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +132,49 @@ class BrightTargetFilter:
         self.clear |= (kinds == CLEAR) | (kinds == DIM)
 
     def bright(self) -> Array:
-        """Return (H, W) uint8: BRIGHT where cloud classes are not reliable, NEVER_CLEAR if also always cloud."""
+        """Return (H, W) uint8: BRIGHT where cloud classes are not reliable, NEVER_CLEAR if also always cloud.
+
+        PERHAPS_BRIGHT is ground that is clear on some dates, where clouds by chance would look like this too.
+        """
         often = (self.calm >= CALM_DAYS) & (self.cloudy - self.expected > EXCESS * self.calm)
-        # The product of the cloud fractions of n days is at most their mean to the power of n.
-        days = range(1, int(self.calm.max(initial=0)) + 1)
-        rare = np.array([0.0, *(n * CHANCE ** (1 / n) for n in days)], np.float32)
-        never = often & ~self.clear & (self.expected < rare[self.calm])
-        return np.where(often & self.clear, np.uint8(BRIGHT), np.where(never, np.uint8(NEVER_CLEAR), np.uint8(0)))
+        places = np.flatnonzero(often)
+        calm, cloudy, expected, clear = (
+            each.ravel()[places] for each in (self.calm, self.cloudy, self.expected, self.clear)
+        )
+        # Of ground that is never clear, all calm days count: what is no cloud then is shadow or snow.
+        counts, of_pixel = np.unique(np.stack([calm, np.where(clear, cloudy, calm)]), axis=1, return_inverse=True)
+        limits = np.array([expected_by_chance(int(n), int(k)) for n, k in counts.T], np.float32)
+        proven = expected < limits[of_pixel]
+        bright = np.zeros(often.shape, np.uint8)
+        kinds = np.where(proven, np.uint8(BRIGHT), np.uint8(PERHAPS_BRIGHT))
+        bright.ravel()[places] = np.where(clear, kinds, np.where(proven, np.uint8(NEVER_CLEAR), np.uint8(NOT_BRIGHT)))
+        return bright
+
+
+@functools.cache
+def expected_by_chance(days: int, cloudy: int) -> float:
+    """Return the expected number of cloudy days below which moving clouds cover a pixel that often only by CHANCE.
+
+    Hoeffding's inequality (1963, theorem 1): of n independent days, of which m are expected to be cloudy, k > m or more
+    are with a probability of at most (m / k)^k ((n - m) / (n - k))^(n - k).
+
+    Args:
+        days: n, at least 1.
+        cloudy: k, 1 to `days`.
+    """
+    if cloudy == days:
+        return float(days * CHANCE ** (1 / days))
+    low, high = 0.0, float(cloudy)
+    for _ in range(50):
+        mean = (low + high) / 2
+        clear = days - cloudy
+        bound = cloudy * math.log(mean / cloudy) + clear * math.log((days - mean) / clear)
+        low, high = (mean, high) if bound < math.log(CHANCE) else (low, mean)
+    return low
 
 
 def bright_targets(bright: Array, gsd_m: float) -> Array:
-    """Return (H, W) bool: bright targets, given (H, W) uint8 as of `BrightTargetFilter.bright`.
+    """Return (H, W) uint8: bright targets of each kind, given those of `BrightTargetFilter.bright`.
 
     Ground that was never seen clear is one only where it is narrow, as roofs are: unlike SEPAL's rule, which would show
     the clouds of ground that has never been seen.
@@ -149,7 +183,7 @@ def bright_targets(bright: Array, gsd_m: float) -> Array:
 
     never = bright == NEVER_CLEAR
     if not never.any():
-        return np.asarray(bright == BRIGHT)
+        return bright
     side = 2 * roof_px(gsd_m) + 1
     wide = never.astype(np.uint8)
     # Beyond the edge it may go on.
@@ -157,7 +191,7 @@ def bright_targets(bright: Array, gsd_m: float) -> Array:
         wide = ndimage.minimum_filter1d(wide, side, axis, mode="constant", cval=1)
     for axis in (0, 1):
         wide = ndimage.maximum_filter1d(wide, side, axis, mode="constant", cval=0)
-    return np.asarray((bright == BRIGHT) | (never & (wide == 0)))
+    return np.where(never & (wide > 0), np.uint8(NOT_BRIGHT), bright)
 
 
 def roof_px(gsd_m: float) -> int:
@@ -217,7 +251,7 @@ def clear_score(kinds: Array, bright: Array | None, settings: MaskSettings, *, g
 
     Args:
         kinds: (H, W) uint8 kinds of the date.
-        bright: (H, W) bool bright targets, or None.
+        bright: (H, W) uint8 of `bright_targets`, or None.
         settings: buffers around clouds and shadows.
         gsd_m: pixel size in metres.
         reach_m: distance in metres up to which distances to clouds are exact.
@@ -225,9 +259,13 @@ def clear_score(kinds: Array, bright: Array | None, settings: MaskSettings, *, g
     cloud = kinds == CLOUD
     if bright is not None and bright.any():
         # Around a roof on a truly cloudy day the ground is cloudy too; then the roof stays masked.
-        ground, side_m = (kinds != NO_DATA) & ~bright, (2 * NEAR_BLOCKS + 1) * BLOCK_M
-        roof = cloud & bright & (neighbourhood_fraction(cloud & ~bright, ground, gsd_m, side_m) < CALM)
+        target, side_m = bright > 0, (2 * NEAR_BLOCKS + 1) * BLOCK_M
+        around = neighbourhood_fraction(cloud & ~target, (kinds != NO_DATA) & ~target, gsd_m, side_m)
+        roof = cloud & target & (around < CALM)
         cloud, kinds = cloud & ~roof, np.where(roof, CLEAR, kinds)
+        # Where it may be a cloud, it and its surroundings are used only if nothing better exists.
+        near = measure_distance(roof & (bright == PERHAPS_BRIGHT), int(settings.cloud_buffer_m // gsd_m) + 1)
+        kinds = np.where((kinds == CLEAR) & (near <= settings.cloud_buffer_m / gsd_m), DIM, kinds)
     reach, shadow_reach = _reaches(settings, gsd_m, reach_m)
     away = measure_distance(cloud, reach)
     # Distances are rounded up, so comparing them with a whole number of pixels is exact.

@@ -140,7 +140,7 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> window_staging.StagedWind
 
 
 def _bright_rows(targets: window_staging.StagedWindow, first: int, last: int) -> Array:
-    """Return (last - first, W) bool: bright targets, which depend on their surroundings."""
+    """Return (last - first, W) uint8: bright targets, which depend on their surroundings."""
     margin = 2 * cloud_masks.roof_px(targets.grid.gsd_m)
     start, stop = max(first - margin, 0), min(last + margin, targets.grid.shape[0])
     bright = cloud_masks.bright_targets(targets.rows(start, stop), targets.grid.gsd_m)

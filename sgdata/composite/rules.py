@@ -25,7 +25,7 @@ from sgdata.types import Array
 
 Method = Literal["medoid", "bap", "maxndvi", "median", "geomedian"]
 
-VERSION = 4
+VERSION = 5
 """Version of masks and composites, raised when pixels change: scratch files of another version are not reused."""
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import files, output_names, sentinel2
 from sgdata.builds import usage
-from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR
+from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR, PERHAPS_BRIGHT
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import SourceError
 from sgdata.pages import charts, html, raster_tiles, tables, true_colour
@@ -153,7 +153,11 @@ def _provenance(planned: Lock, overview: Mapping[str, Array]) -> list[Layer]:
             layer["scale"] = 1e-4
             ends = (f"{low / 10000:.4f}", f"{high / 10000:.4f}")
         layers.append(layer | {"keys": tuple(zip((RAMP[0], RAMP[-1]), ends, strict=True))})
-    kinds = {BRIGHT: ("#e6ab02", "cloud on most clear days"), NEVER_CLEAR: ("#d62728", "cloud on all dates")}
+    kinds = {
+        BRIGHT: ("#e6ab02", "cloud on most clear days"),
+        NEVER_CLEAR: ("#d62728", "cloud on all dates"),
+        PERHAPS_BRIGHT: ("#7570b3", "the same, perhaps by chance"),
+    }
     colours, names = ({number: kind[n] for number, kind in kinds.items()} for n in (0, 1))
     keyed = {"colours": colours, "names": names, "missing": 0, "keys": tuple(kinds.values())}
     if targets in overview:
