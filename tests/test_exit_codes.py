@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+import sgdata
 from sgdata import files, terminal
 from sgdata.audits.findings import AuditReport, Check
 from sgdata.cli import app
@@ -57,6 +59,31 @@ def test_an_interrupted_command_ends_with_the_code_of_the_table(
     with pytest.raises(SystemExit) as ended:
         terminal.run(interrupted, "sgdata", [])
     assert ended.value.code == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize("program", ["sgdata", "sgmodel"])
+def test_ctrl_c_during_imports_ends_in_one_line(program: str) -> None:
+    code = f"""
+import sys
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+from sgdata import start
+start.{program}()
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (ExitCode.INTERRUPTED, f"{program}: stopped by Ctrl-C\n")
+
+
+@pytest.mark.parametrize("program", ["sgdata", "sgmodel"])
+def test_the_scripts_of_the_wheel_start_the_programs(program: str) -> None:
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, name = scripts[program].split(":")
+    code = f"import sys; sys.argv = ['{program}', '--version']; from {module} import {name}; sys.exit({name}())"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, f"{program} {sgdata.__version__}\n")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
