@@ -9,6 +9,8 @@ import numpy as np
 from pyproj import Transformer
 from stac_wrap import Wrapped, wrap
 
+import sgdata
+
 NAMES = ("west", "east")
 SETTINGS = (
     *("--dates", "2019-01-01/2019-12-31", "--set", 'bands=["B02", "B04"]', "--set", "patches.size=32"),
@@ -37,3 +39,17 @@ def write(folder: Path, *, names: tuple[str, ...] = NAMES, px: int = 200) -> tup
     table = folder / "places.tsv"
     table.write_text("name\tbbox\n" + "".join(rows))
     return folder / "catalogue", table
+
+
+def build(archive: Path, table: Path, out: Path) -> Path:
+    """Build both places, and return their folder."""
+    settings = [text for text in SETTINGS[2:] if text != "--set"]
+    sgdata.build("segmunich", places=table, stac=str(archive), osm="none", out=out, dates=SETTINGS[1], changes=settings)
+    return out
+
+
+def forget_place(folder: Path) -> None:
+    """Remove the place from the recipe of a build, as of builds of one place."""
+    recipe = folder / "recipe.toml"
+    kept = [line for line in recipe.read_text().splitlines(keepends=True) if not line.startswith("place = ")]
+    recipe.write_text("".join(kept))

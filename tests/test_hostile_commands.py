@@ -84,6 +84,8 @@ ARGUMENTS = (
     "sgdata shard eurosat --splits {} --source toy --out o", "sgdata shard eurosat --labels {} --source toy --out o",
     "sgdata shard eurosat --layout {} --source toy --out o", "sgdata shard eurosat --codec {} --source toy --out o",
     "sgdata shard eurosat --split-list a={} --source toy --out o", "sgdata shard eurosat --split-list {} --out o",
+    "sgdata shard segmunich --source {} --out o", "sgdata shard segmunich --source toy --hold-out {} --out o",
+    "sgdata shard segmunich --source toy --fold {} --out o",
     "sgdata verify {}", "sgdata verify toy --against {}", "sgdata verify toy --{}", "sgdata compare {} --released toy",
     "sgdata status {}",
     "sgdata audit {}", "sgdata audit toy --dataset {}", "sgdata audit toy --edition {}", "sgdata audit toy --build {}",

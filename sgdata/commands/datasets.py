@@ -103,13 +103,30 @@ def fetch(
     return Outcome(value=folder, show=partial(print, "\n".join(lines)), document=about)
 
 
+Sources = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--source",
+        help="The dataset as distributed, or a build (default: from the recipe); repeated, or the folder of several "
+        "builds: one dataset of many places.",
+    ),
+]
+HoldOut = Annotated[
+    list[str] | None,
+    typer.Option("--hold-out", metavar="[SPLIT=]PLACE", help="Place to test on (or val=PLACE); repeatable."),
+]
+Fold = Annotated[
+    str | None, typer.Option("--fold", metavar="K/N", help="Test on the places of fold K of N, from 1/N to N/N.")
+]
+
+
 @command(app, epilog="Example: sgdata shard eurosat --source EuroSAT_MS.zip --out out/eurosat")
 def shard(
     dataset: Dataset,
-    source: Annotated[
-        Path | None, typer.Option("--source", help="The dataset as distributed, or a build (default: from the recipe).")
-    ] = None,
+    source: Sources = None,
     out: OutOrRecipe = None,
+    hold_out: HoldOut = None,
+    fold: Fold = None,
     changes: Overrides = None,
     settings: Annotated[bool, settings_of("sgdata.datasets.types", "ShardRecipe")] = False,
     split_list: Annotated[
@@ -142,22 +159,24 @@ def shard(
     Exits with 3 if samples were quarantined.
     """
     from sgdata import output_names
-    from sgdata.packing import pack, select
+    from sgdata.packing import pack, place_sources, select
 
     log_lines.listen(quiet)
     options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
+    builds = _builds(dataset, source or ())
     inputs = select.Inputs(
         split_lists=_split_lists(split_list or ()), leave_out=tuple(leave_out or ()), coordinates=coordinates,
-        splits=splits,
+        splits=splits, builds=builds, places=place_sources.parse_split(hold_out or (), fold, len(builds)),
     )  # fmt: skip
+    single = source[0] if source else None
     if dry_run:
-        cost = pack.estimate_cost(dataset, source=source, recipe=recipe, inputs=inputs)
+        cost = pack.estimate_cost(dataset, source=single, recipe=recipe, inputs=inputs)
         return Outcome(value=cost, show=partial(print, "\n".join((*cost.notes, cost.summary))))
     packed = pack.pack(
-        dataset, source=source, out=out, recipe=recipe, inputs=inputs, workers=workers, cluster=cluster, fresh=fresh
+        dataset, source=single, out=out, recipe=recipe, inputs=inputs, workers=workers, cluster=cluster, fresh=fresh
     )
     for note in packed.notes:  # to stderr, so that stdout has only the folder
         print(note, file=sys.stderr)
@@ -166,6 +185,17 @@ def shard(
     held = f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}"
     doubts = [*([held] if packed.quarantined else []), *([] if packed.bands_plausible else ["bands are implausible"])]
     return Outcome(value=packed, show=partial(printing.show_folder, packed.folder, doubts), findings=tuple(doubts))
+
+
+def _builds(dataset: str, sources: Sequence[Path]) -> dict[str, Path]:
+    """Return the builds of several places, none for a single source. Raises SettingError, SourceError."""
+    from sgdata.packing import place_sources
+
+    if dataset == "segmunich" and sources:
+        return place_sources.find(sources)
+    if len(sources) > 1:
+        raise SettingError(f"--source: {len(sources)} given; '{dataset}' takes one, only segmunich several builds")
+    return {}
 
 
 def _split_lists(texts: Sequence[str]) -> dict[str, Path]:

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from sgdata import files, output_names
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import SampleRef, SourceMember
-from sgdata.errors import SourceError
+from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import geotiff, opening
 from sgdata.types import Array
 
@@ -44,6 +45,15 @@ def list_patches(path: Path, members: tuple[SourceMember, ...], pixel_bytes: flo
         )
         for key, split, window, box in zip(rows["key"], rows["split"], windows, boxes, strict=True)
     )
+
+
+def place_of(build: Path) -> str:
+    """Return the place that a build carries, "" if it has none. Raises SettingError."""
+    recipe = build / output_names.RECIPE
+    place = files.read_plain(recipe).get("place", "") if recipe.is_file() else ""
+    if not isinstance(place, str):
+        raise SettingError(f"{recipe}: place is {place!r:.60}, expected a name; build it again")
+    return place
 
 
 def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextManager[Any]:

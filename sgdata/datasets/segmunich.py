@@ -59,6 +59,8 @@ def _find_in_build(source: Path, labels: str) -> SampleListing:
     if labels not in {painted, "segmunich-released"}:
         raise SettingError(f"{source}: labels '{labels}': this build has labels '{painted}'; expected those")
     refs = build_patches.list_patches(source / output_names.PATCHES, members, 2 * len(contract.bands) * STORED_SHARE)
+    if place := build_patches.place_of(source):
+        refs = tuple(replace(ref, meta=ref.meta | {"place": place}) for ref in refs)
     edition = cards.edition("segmunich", "build")
     return SampleListing(refs=refs, edition=edition, labels=contract.label_space, contract=contract)
 

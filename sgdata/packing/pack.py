@@ -123,14 +123,16 @@ def pack(
     """
     recipe = recipe or select.recipe_for(dataset)
     out = out or Path(recipe.out)
+    inputs = inputs or select.Inputs()
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
+        inputs = replace(inputs, builds=pool.absolute(dict(inputs.builds)))
     find = reader(recipe.dataset).find
     source, listing, contract = select.list_samples(recipe, source, find, inputs)
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
-    shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read)
+    shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read, builds=inputs.builds)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
     with files.only_writer(out, output_names.INDEX):
         _prepare(out, recipe, {task.name for task in shard_tasks}, fresh=fresh)
@@ -183,7 +185,9 @@ def estimate_cost(
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     listing_s = time.perf_counter() - began
-    seconds = _trial_seconds([ref for group in groups for ref in group], recipe, contract, source)
+    # Those of one place, since shards are packed from one source each.
+    refs = [ref for group in groups for ref in group if ref.meta.get("place") == groups[0][0].meta.get("place")]
+    seconds = _trial_seconds(refs, recipe, contract, source) / len(refs) * len(listing.refs)
     if stream:  # the second pass over a compressed tar takes as long as the first
         seconds += listing_s
     return replace(_cost(listing, groups, source), seconds=seconds)

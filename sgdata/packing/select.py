@@ -10,7 +10,7 @@ from sgdata import catalog, files, local_paths
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SettingError
-from sgdata.packing import split_lists
+from sgdata.packing import place_sources, split_lists
 from sgdata.rasters import resample
 from sgdata.types import Contract
 
@@ -50,12 +50,16 @@ class Inputs:
         coordinates: Table of coordinates, see `coordinates.place`.
         splits: Folder with the published lists or the split table of the recipe's `splits`; by default lists are
             sought in and beside the source, and tables in the catalogue.
+        builds: Builds by place, in place of a single source.
+        places: How to split by places.
     """
 
     split_lists: Mapping[str, Path] = field(default_factory=dict)
     leave_out: tuple[Path, ...] = ()
     coordinates: Path | None = None
     splits: Path | None = None
+    builds: Mapping[str, Path] = field(default_factory=dict)
+    places: place_sources.PlaceSplit | None = None
 
 
 def list_samples(
@@ -81,8 +85,13 @@ def list_samples(
         SourceError: The source does not hold the dataset.
     """
     inputs = inputs or Inputs()
-    source = _archive_in(source or Path(recipe.source), recipe)
-    listing = _without(find(source, recipe), inputs.leave_out)
+    if inputs.builds:
+        source = next(iter(inputs.builds.values()))
+        listing = _of_places(recipe, find, inputs)
+    else:
+        source = _archive_in(source or Path(recipe.source), recipe)
+        listing = find(source, recipe)
+    listing = _without(listing, inputs.leave_out)
     if inputs.coordinates:
         from sgdata.packing import coordinates
 
@@ -101,6 +110,16 @@ def list_samples(
         resampling_version=resample.VERSION,
     )
     return source, listing, contract
+
+
+def _of_places(
+    recipe: ShardRecipe, find: Callable[[Path, ShardRecipe], SampleListing], inputs: Inputs
+) -> SampleListing:
+    """List the samples of several builds. Raises SettingError, SourceError."""
+    if inputs.places and (inputs.split_lists or recipe.splits or inputs.splits):
+        raise SettingError("--hold-out, --fold: a split by other lists is given too; give one of them")
+    listings = {place: find(build, recipe) for place, build in inputs.builds.items()}
+    return place_sources.list_places(inputs.builds, listings, inputs.places)
 
 
 def _archive_in(source: Path, recipe: ShardRecipe) -> Path:

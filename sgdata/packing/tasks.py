@@ -8,10 +8,11 @@ from __future__ import annotations
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 from sgdata import files
 from sgdata.datasets import archives
@@ -54,20 +55,23 @@ class ShardTask:
 def group_samples(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> list[tuple[SampleRef, ...]]:
     """Group samples of one split, in order, until their estimated bytes reach the size of a shard.
 
-    The order is that of the keys. Samples of a compressed tar (`stream`) are grouped in the order of the tar, so that
-    few shards are unfinished at a time, and sorted by key within a shard: a tar in the order of its names gives the
-    same bytes as its folder.
+    The order is that of the keys, and a shard has samples of one place. Samples of a compressed tar (`stream`) are
+    grouped in the order of the tar, so that few shards are unfinished at a time, and sorted by key within a shard: a tar
+    in the order of its names gives the same bytes as its folder.
     """
 
-    def place(ref: SampleRef) -> tuple[str, int, str]:
+    def position(ref: SampleRef) -> tuple[str, str, int, str]:
         offset = min(_tar_offset(member) for member in ref.members) if stream else 0
-        return ref.split, offset, ref.key
+        return *group(ref), offset, ref.key
+
+    def group(ref: SampleRef) -> tuple[str, str]:
+        return ref.split, ref.meta.get("place", "")
 
     groups: list[list[SampleRef]] = []
     filled = 0
-    for ref in sorted(refs, key=place):
+    for ref in sorted(refs, key=position):
         # By estimated bytes, not by packed ones: the groups must not depend on what is quarantined.
-        if not groups or groups[-1][0].split != ref.split or filled + ref.bytes > shard_mb * 2**20:
+        if not groups or group(groups[-1][0]) != group(ref) or filled + ref.bytes > shard_mb * 2**20:
             groups.append([])
             filled = 0
         groups[-1].append(ref)
@@ -82,16 +86,28 @@ def shard_tasks(
     source: Path,
     out: Path,
     read: Sequence[Path] = (),
+    *,
+    builds: Mapping[str, Path] = MappingProxyType({}),
 ) -> list[ShardTask]:
-    """Return one task per group, numbered within its split; every sample also depends on the files `read`."""
+    """Return one task per group, numbered within its split.
+
+    Args:
+        groups: Samples of each shard.
+        recipe: Recipe of the shards.
+        contract: Contract of the samples.
+        source: Path of the samples.
+        out: Output folder.
+        read: Files that every sample depends on too.
+        builds: Sources by place, of samples of several places.
+    """
     numbers: Counter[str] = Counter()
     shared = identity.identify_files([*read, *([source] if source.is_file() else [])])
     chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     # The files of a table, and of a pair of builds, are beside the document that names them.
-    root = source if source.is_dir() else source.parent
     tasks = []
     for refs in groups:
-        split = refs[0].split
+        split, own_source = refs[0].split, builds.get(refs[0].meta.get("place", ""), source)
+        root = own_source if own_source.is_dir() else own_source.parent
         name = tar_format.shard_name(recipe.dataset, split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
@@ -99,7 +115,13 @@ def shard_tasks(
         fingerprint = files.sha256(files.canonical_json([tar_format.FORMAT, chosen, contract, refs, shared, own]))
         tasks.append(
             ShardTask(
-                name=name, refs=refs, source=source, out=out, recipe=recipe, contract=contract, fingerprint=fingerprint
+                name=name,
+                refs=refs,
+                source=own_source,
+                out=out,
+                recipe=recipe,
+                contract=contract,
+                fingerprint=fingerprint,
             )
         )
     return tasks

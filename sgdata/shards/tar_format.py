@@ -284,8 +284,7 @@ def encode_sample(
     row |= {"west": west, "south": south, "east": east, "north": north}
     # Null if the dataset has none: a default would read as a fact.
     row |= {"crs": sample.meta.get("crs"), "date": sample.meta.get("date")}
-    if "budgets" in sample.meta:
-        row["budgets"] = sample.meta["budgets"]
+    row |= {name: sample.meta[name] for name in ("budgets", "place") if name in sample.meta}
     for name, content in sorted(contents.items()):
         member = name.partition(".")[0]
         start += tarfile.BLOCKSIZE  # the header
@@ -328,10 +327,11 @@ def read_index(folder: Path) -> Any:
     files.require_finished(folder)
     table = parquet_tables.read(path, _COMPLETE)
     # Samples need not all have the same members: rows without one have nulls.
-    # Of samples without a label budget, as of shards that were split by hand.
-    budgets: dict[str, parquet_tables.ColumnKind] = {"budgets": "texts"} if "budgets" in table.column_names else {}
+    # Of samples without a label budget, as of shards that were split by hand, and of a single place.
+    extra: dict[str, parquet_tables.ColumnKind] = {"budgets": "texts", "place": "text"}
+    extra = {name: kind for name, kind in extra.items() if name in table.column_names}
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
-    parquet_tables.check(table, _OPTIONAL | budgets | parts, str(path), complete=False)
+    parquet_tables.check(table, _OPTIONAL | extra | parts, str(path), complete=False)
     keys = table["key"].to_pylist()
     if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
         raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample; pack again")

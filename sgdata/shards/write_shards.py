@@ -125,7 +125,7 @@ def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
 
     texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
-    kinds["budgets"] = pa.list_(pa.string())
+    kinds |= {"budgets": pa.list_(pa.string()), "place": pa.string()}
     endings = dict.fromkeys(("offset", "size", "crc32"), pa.int64()) | {
         "dtype": pa.string(),
         "shape": pa.list_(pa.int32()),
@@ -133,8 +133,8 @@ def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
     fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
     members = sorted({name for row in rows for name in row} - set(kinds))
     fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
-    budgets = ("budgets",) if any("budgets" in row for row in rows) else ()
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *budgets, *sides, "crs", "date", "sha256")]
+    extra = [name for name in ("budgets", "place") if any(name in row for row in rows)]
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *extra, *sides, "crs", "date", "sha256")]
     table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
     # Without any box the column would be empty, so it is left out.
     boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]
@@ -186,17 +186,22 @@ def sample_hash(sample: Sample) -> str:
     return digest.hexdigest()
 
 
+_TEXTS = ("crs", "date", "place")
+
+
 def _unstorable(meta: Mapping[str, Any]) -> str:
     """Return which value of the metadata of a sample the index cannot hold; "" if it can hold all of them."""
     bounds, labels = meta.get("bounds"), meta.get("labels", ())
-    texts = all(isinstance(meta.get(name), str | None) for name in ("crs", "date"))
+    texts = all(isinstance(meta.get(name), str | None) for name in _TEXTS)
     box = bounds is None or (len(bounds) == 4 and all(isinstance(x, Real) and math.isfinite(x) for x in bounds))
     whole = all(isinstance(label, Integral) and abs(int(label)) < 2**31 for label in labels)
     if not (texts and box and whole):
-        held = {name: meta[name] for name in ("crs", "date", "bounds", "labels") if name in meta}
-        return f"metadata {held!s:.200}: expected crs and date as text, four finite bounds, and labels as numbers"
+        held = {name: meta[name] for name in (*_TEXTS, "bounds", "labels") if name in meta}
+        return (
+            f"metadata {held!s:.200}: expected {', '.join(_TEXTS)} as text, four finite bounds, and labels as numbers"
+        )
     try:
-        "".join(meta.get(name) or "" for name in ("crs", "date")).encode()
+        "".join(meta.get(name) or "" for name in _TEXTS).encode()
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can express
         return f"metadata contain {error.object[error.start]!a}, which is no character"
     return ""

@@ -1,0 +1,122 @@
+"""Test one dataset of the builds of several places: keys, places, splits by places, reading and refusals."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import place_archive
+import pytest
+
+import sgdata
+from sgdata import files, output_names, verification
+from sgdata.errors import SettingError, SourceError
+from sgdata.packing.place_sources import PlaceSplit
+from sgdata.shards import contracts, tar_format
+
+HOME = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build two places by one command."""
+    folder = tmp_path_factory.mktemp("places")
+    archive, table = place_archive.write(folder)
+    return place_archive.build(archive, table, folder / "cities")
+
+
+def rows(shards: Path) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = tar_format.read_index(shards).to_pylist()
+    return found
+
+
+def test_a_folder_of_builds_is_one_dataset_with_places(tmp_path: Path, builds: Path) -> None:
+    sgdata.shard("segmunich", source=builds, out=tmp_path / "a")
+    sgdata.shard("segmunich", source=[builds / "west", builds / "east"], out=tmp_path / "b", workers=2)
+    assert (tmp_path / "a" / output_names.SUMS).read_text() == (tmp_path / "b" / output_names.SUMS).read_text()
+    table = rows(tmp_path / "a")
+    assert {row["place"] for row in table} == {"west", "east"}
+    assert {row["split"] for row in table} == {"train", "val"}
+    assert len({row["shard"] for row in table}) == 4  # each of one place
+    for sample in tar_format.samples(tmp_path / "a", "val"):
+        assert sample.key.startswith(f"segmunich-{sample.meta['place']}-r")
+        # Pixels are those of the place: one has no blue under 500.
+        assert (sample.arrays["image"][0].min() >= 500) == (sample.meta["place"] == "east")
+    assert {row["crs"] for row in table if row["place"] == "east"} == {"EPSG:32633"}
+    assert verification.verify(tmp_path / "a") == []
+
+
+def test_a_build_of_one_place_keeps_its_bytes_and_one_without_a_name_gets_that_of_its_folder(
+    tmp_path: Path, builds: Path
+) -> None:
+    for name in ("ulm", "bonn"):
+        shutil.copytree(builds / "west", tmp_path / name)
+        place_archive.forget_place(tmp_path / name)
+    sgdata.shard("segmunich", source=tmp_path / "ulm", out=tmp_path / "one")
+    assert "place" not in tar_format.read_index(tmp_path / "one").column_names
+    sgdata.shard("segmunich", source=[tmp_path / "ulm", tmp_path / "bonn"], out=tmp_path / "two")
+    assert {str(row["key"]).rpartition("-r")[0] for row in rows(tmp_path / "two")} == {
+        "segmunich-west-ulm",
+        "segmunich-west-bonn",
+    }
+
+
+def test_splits_by_places(tmp_path: Path, builds: Path) -> None:
+    def splits(name: str, **more: object) -> set[tuple[object, object]]:
+        sgdata.shard("segmunich", source=builds, out=tmp_path / name, **more)  # type: ignore[arg-type]
+        return {(row["place"], row["split"]) for row in rows(tmp_path / name)}
+
+    west = {("west", "train"), ("west", "val")}
+    assert splits("a", hold_out=["east"]) == {*west, ("east", "test")}
+    assert splits("b", hold_out=["val=east"]) == {("west", "train"), ("east", "val")}
+    assert splits("c", fold="1/2") == splits("d", hold_out=["east"])
+    assert (tmp_path / "c" / output_names.SUMS).read_text() == (tmp_path / "a" / output_names.SUMS).read_text()
+    statistics = contracts.read(tmp_path / "a").statistics["B02"]
+    assert statistics.min < 500  # of the places that are trained on
+
+
+def test_folds_test_each_place_once() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    tested = [PlaceSplit(held_out={}, fold=(k, 2)).splits(names) for k in (1, 2)]
+    assert [sorted(one) for one in tested] == [["a", "c", "e"], ["b", "d"]]
+    assert all(set(one.values()) == {"test"} for one in tested)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"hold_out": ["nowhere"]}, "--hold-out nowhere: no such place; known: east, west"),
+        ({"hold_out": ["east", "west"]}, "all of east, west are held out"),
+        ({"hold_out": ["east", "val=east"]}, "east is held out for test too"),
+        ({"fold": "3/2"}, "--fold 3/2: expected 1/N to N/N"),
+        ({"fold": "1/5"}, "from 2 to 2 places"),
+        ({"fold": "x"}, "--fold 'x': expected K/N"),
+        ({"fold": "1/2", "hold_out": ["east"]}, "--hold-out is given too"),
+    ],
+)
+def test_splits_by_places_that_are_refused(tmp_path: Path, builds: Path, more: dict[str, object], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        sgdata.shard("segmunich", source=builds, out=tmp_path / "o", **more)  # type: ignore[arg-type]
+    assert not (tmp_path / "o").exists()
+
+
+def test_sources_that_are_refused(tmp_path: Path, builds: Path) -> None:
+    with pytest.raises(SettingError, match="the source is one place"):
+        sgdata.shard("segmunich", source=builds / "west", out=tmp_path / "o", hold_out=["west"])
+    with pytest.raises(SettingError, match="is of place 'west', as"):
+        sgdata.shard("segmunich", source=[builds / "west", builds / "west"], out=tmp_path / "o")
+    with pytest.raises(SettingError, match="'eurosat' takes one"):
+        sgdata.shard("eurosat", source=[builds, builds], out=tmp_path / "o")
+    with pytest.raises(SourceError, match="as each of several sources must be"):
+        sgdata.shard("segmunich", source=[builds / "west", tmp_path / "nowhere"], out=tmp_path / "o")
+    copy = tmp_path / "cities"
+    shutil.copytree(builds, copy)
+    shutil.rmtree(copy / "east")
+    with pytest.raises(SettingError, match="'east' has no finished build"):
+        sgdata.shard("segmunich", source=copy, out=tmp_path / "o")
+    shutil.copytree(builds / "east", copy / "east")
+    contract = files.read_plain(copy / "east" / output_names.CONTRACT)
+    contract["scale"] = 0.5
+    (copy / "east" / output_names.CONTRACT).write_bytes(files.pretty_json(contract))
+    with pytest.raises(SourceError, match="scale differ"):
+        sgdata.shard("segmunich", source=copy, out=tmp_path / "o")
