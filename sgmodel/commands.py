@@ -31,7 +31,9 @@ SUMMARIES: dict[ProgramName, str] = {
 
 Shards = Annotated[
     list[str] | None,
-    typer.Option(metavar="[NAME=]DIR|URL", help="Folder of shards; repeatable for stages and mixtures."),
+    typer.Option(
+        metavar="[NAME=]DIR|URL", help="Folder of shards; repeated: their samples together, or by stages or shares."
+    ),
 ]
 Weights = Annotated[
     str | None, typer.Option(metavar="PATH|HUB", help="Checkpoint folder, file, or hf:OWNER/NAME on the hub.")

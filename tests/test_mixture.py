@@ -169,5 +169,5 @@ def test_pretraining_on_a_mixture_stops_and_resumes(folders: dict[str, Path], tm
     assert pretrain.main(recipe(), run_paths_for("cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == (tmp_path / "whole" / "SHA256SUMS").read_bytes()
     alone = replace(recipe(), training=replace(recipe().training, mixture={}))
-    with pytest.raises(SettingError, match="--shards gives toy, doubled: give one folder"):
+    with pytest.raises(SettingError, match="scale, .*differ from those of"):
         pretrain.main(alone, run_paths_for("alone"))

@@ -56,7 +56,7 @@ def group_samples(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> 
     """Group samples of one split, in order, until their estimated bytes reach the size of a shard.
 
     The order is that of the keys, and a shard has samples of one place. Samples of a compressed tar (`stream`) are
-    grouped in the order of the tar, so that few shards are unfinished at a time, and sorted by key within a shard: a tar
+    grouped in the order of the tar, so that few shards are unfinished at a time, and sorted by key within a shard: one
     in the order of its names gives the same bytes as its folder.
     """
 

@@ -74,6 +74,7 @@ class Mixture:
         if sources.keys() != shares.keys() or any(not share > 0 for share in shares.values()):
             message = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"
             raise SettingError(f"{message}; expected a share above 0 for each of them")
+        self.names = sorted(sources)
         self.sources = [source for _, source in sorted(sources.items())]
         self.shares = [share for _, share in sorted(shares.items())]
         parts = [band_selection.narrow(source.contract, bands) for source in self.sources]

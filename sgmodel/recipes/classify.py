@@ -98,8 +98,8 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.open_samples(paths.shards, recipe.training, ("image",))
-    scored = finetune.open_held_out(recipe, paths.shards, ("image",))
+    source = training.open_samples(paths.joined, recipe.training, ("image",))
+    scored = finetune.open_held_out(recipe, paths.joined, ("image",))
     # In the contract too, since a checkpoint must record the meaning of its outputs.
     for samples in {source, scored.val or scored.test, scored.test}:
         samples.contract = with_label_space(samples.contract, recipe)
@@ -114,7 +114,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     if recipe.shots:
         chosen = select_shots(source, train_targets, recipe)
         keys, contract = [source.keys[row] for row in chosen], source.contract
-        source = loader.Samples(paths.shards, source.split, ("image",), keys=keys, verify=source.verify)
+        source = loader.Samples(paths.joined, source.split, ("image",), keys=keys, verify=source.verify)
         source.contract, train_targets = contract, train_targets[chosen]
     true = cache(partial(targets, recipe=recipe))
     single = setup.contract.label_space.task == "single-label"

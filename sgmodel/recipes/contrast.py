@@ -53,8 +53,8 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.open_samples(paths.shards, recipe.training, ("image",))
-    scored = finetune.open_held_out(recipe, paths.shards, ("image",))
+    source = training.open_samples(paths.joined, recipe.training, ("image",))
+    scored = finetune.open_held_out(recipe, paths.joined, ("image",))
     setup = training.resolve(recipe, source.contract, paths)
 
     model = finetune.initialise_model(setup, partial(build, setup.recipe, setup.classes), paths.weights)

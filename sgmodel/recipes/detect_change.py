@@ -81,8 +81,8 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    pairs = training.open_samples(paths.shards, recipe.training, MEMBERS)
-    scored = finetune.open_held_out(recipe, paths.shards, MEMBERS)
+    pairs = training.open_samples(paths.joined, recipe.training, MEMBERS)
+    scored = finetune.open_held_out(recipe, paths.joined, MEMBERS)
     check(recipe, pairs.contract)
     source = win.Windows(pairs, recipe.windows)
     setup = training.resolve(recipe, source.contract, paths)

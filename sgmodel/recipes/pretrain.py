@@ -135,6 +135,11 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
 def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
     """Train the stages in turn, in folders `stage-1-<data>`, ... of `paths.out`; finished stages are not repeated."""
     weights = paths.weights
+    if unused := sorted(set(paths.named) - {stage.data for stage in recipe.stages}):
+        staged = ", ".join(stage.data for stage in recipe.stages)
+        raise SettingError(
+            f"--shards gives '{unused[0]}', which no stage is on; expected some of {staged}; leave it out"
+        )
     for number, stage in enumerate(recipe.stages, 1):
         if stage.data not in paths.named:
             given = ", ".join(paths.named) or "none"
@@ -162,10 +167,7 @@ def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.SampleSource:
         samples = {name: training.open_samples(folder, own, ("image",)) for name, folder in paths.named.items()}
         sources = {name: _fitted(one, recipe) for name, one in samples.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
-    if len(paths.named) > 1:
-        message = f"--shards gives {', '.join(paths.named)}"
-        raise SettingError(f"{message}: give one folder, or name shares in [training.mixture] of the recipe")
-    return _fitted(training.open_samples(paths.shards, own, ("image",)), recipe)
+    return _fitted(training.open_samples(paths.joined, own, ("image",)), recipe)
 
 
 def _fitted(source: loader.Samples, recipe: PretrainRecipe) -> loader.Samples:
@@ -217,7 +219,8 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
 def _held_out(source: loader.SampleSource, recipe: PretrainRecipe, split: str) -> loader.SampleSource:
     """Open `split` of the data of `source`; for an empty name `val` if there is one, otherwise `source` itself."""
     if isinstance(source, mixture.Mixture):
-        each = {one.contract.dataset: _held_out_of(one, recipe, split) for one in source.sources}
+        pairs = zip(source.names, source.sources, strict=True)
+        each = {name: _held_out_of(one, recipe, split) for name, one in pairs}
         return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
     return _held_out_of(source, recipe, split) if isinstance(source, loader.Samples) else source
 

@@ -66,8 +66,8 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     Raises:
         SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
-    source = training.open_samples(paths.shards, recipe.training, MEMBERS)
-    scored = finetune.open_held_out(recipe, paths.shards, MEMBERS)
+    source = training.open_samples(paths.joined, recipe.training, MEMBERS)
+    scored = finetune.open_held_out(recipe, paths.joined, MEMBERS)
     check(recipe, source.contract)
     setup = training.resolve(recipe, source.contract, paths)
     recipe = setup.recipe  # spectral groups that the data lack may have been dropped
@@ -89,11 +89,13 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
             setup, dense_prediction.fit_linear(setup, source, MEMBERS[:1], weights), held_out
         )
         majority, names = int(counted().argmax()), setup.contract.label_space.names
+        places = dense_prediction.per_place(held_out, counts, compute_metrics)
         per_class = metrics.scores(metrics.weighted(counts)).iou
         return {
             **dense_prediction.score_confusion(counts, majority, linear, compute_metrics),
             "majority_class": names[majority],
             "per_class_iou": dict(zip(names, per_class, strict=True)),
+            **({"per_place": places} if places else {}),
             **dense_prediction.per_sample(counts, compute_metrics, "miou"),
         }
 

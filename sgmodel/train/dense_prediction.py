@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata import files
+from sgdata.shards import tar_format
 from sgdata.types import Array
 from sgmodel import distributed
 from sgmodel.data import class_labels, loader, windows
@@ -270,6 +271,26 @@ def score_confusion(
 
         results[f"{name}_interval"] = metrics.interval(resampled, len(counts))
     return results | {"confusion": whole.tolist()}
+
+
+def per_place(
+    source: loader.Samples, counts: Tensor, figure: Callable[[Tensor], dict[str, float]]
+) -> dict[str, dict[str, Any]]:
+    """Return the figures of the samples of each place, by the index of their shards; none where it has no places.
+
+    Args:
+        source: The samples.
+        counts: Confusion matrices (N, K, K), one per sample.
+        figure: Computes figures by name from a confusion matrix (K, K).
+    """
+    table = tar_format.read_index(source.folder)
+    if "place" not in table.column_names:
+        return {}
+    place_of = dict(zip(table["key"].to_pylist(), table["place"].to_pylist(), strict=True))
+    rows: dict[str, list[int]] = {}
+    for row, key in enumerate(source.keys):
+        rows.setdefault(place_of[key] or "", []).append(row)
+    return {place: {"samples": len(some), **figure(counts[some].sum(dim=0))} for place, some in sorted(rows.items())}
 
 
 def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str) -> dict[str, Any]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import re
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from sgdata import output_names
 from sgdata.errors import SettingError
-from sgdata.shards import contracts
+from sgdata.shards import contracts, join_shards
 from sgmodel.data import tar_source
 
 
@@ -19,9 +23,9 @@ class RunPaths:
     """Where a training program reads, writes and computes; of these only `threads` changes the numbers.
 
     Attributes:
-        shards: The first folder of shards given.
+        shards: The first folder of shards given; programs read `joined`, or `named` by stages and shares.
         out: Folder of the run.
-        named: All folders of shards by the name of their dataset.
+        named: All folders of shards by name.
         weights: Checkpoint folder or weight file to start from.
         device: "auto", "cpu", "cuda" or "cuda:N".
         parallel: "ddp" keeps a whole model on each process, "fsdp" shards it.
@@ -48,6 +52,11 @@ class RunPaths:
     dry_run: bool = False
     measure_peak: bool = False
 
+    @cached_property
+    def joined(self) -> Path:
+        """Folder with the samples of all folders of shards, see `join`."""
+        return join(self.named or {"": self.shards})
+
 
 def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: float) -> dict[str, Path]:
     """Resolve `--shards` options to local folders by dataset name.
@@ -58,22 +67,48 @@ def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: f
         cache_gb: Maximum size of the cache per process.
         retry_s: Seconds for which a failed read of a URL is repeated.
 
+    Several folders of one dataset have names of their own: NAME, or that of the folder.
+
     Raises:
-        SettingError: no folder was given, a folder holds another dataset than NAME, or a dataset was given twice.
+        SettingError: no folder was given, a folder holds another dataset than NAME, or one was given twice.
         SourceError: a URL cannot be read.
     """
     if not texts:
         raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
     folders = [_folder(text, cache.expanduser(), cache_gb, retry_s) for text in texts]
-    named = dict(folders)
-    if len(named) < len(folders):
-        given = ", ".join(f"{name} = {folder}" for name, folder in folders)
-        raise SettingError(f"--shards gives one dataset twice ({given}); give each once")
+    datasets = [dataset for _, dataset, _ in folders]
+    named: dict[str, Path] = {}
+    for text, (given, dataset, folder) in zip(texts, folders, strict=True):
+        several = datasets.count(dataset) > 1
+        if given and given != dataset and not several:
+            raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{given}'")
+        name = (given or folder.resolve().name) if several else dataset
+        if name in named or folder.resolve() in {one.resolve() for one in named.values()}:
+            raise SettingError(f"--shards gives '{name}' twice ({named.get(name, folder)}, {folder}); give each once")
+        named[name] = folder
     return named
 
 
-def _folder(text: str, cache: Path, cache_gb: float, retry_s: float) -> tuple[str, Path]:
-    """Return the dataset name in the contract and the local folder of `DIR` or `NAME=DIR`."""
+def join(named: Mapping[str, Path]) -> Path:
+    """Return one folder with the samples of all folders of shards, a temporary one of links where they are several.
+
+    Raises:
+        SettingError: bands, labels or members differ, a sample is in two of them, or one is at a URL.
+        SourceError: a folder is damaged.
+    """
+    folders = list(named.values())
+    if len(folders) == 1:
+        return folders[0]
+    if remote := [name for name, folder in named.items() if (folder / tar_source.MARK).is_file()]:
+        raise SettingError(f"--shards {remote[0]}: is at a URL, which cannot be joined with others; copy it here first")
+    joined = tempfile.mkdtemp(prefix="sgmodel-shards-")
+    atexit.register(shutil.rmtree, joined, ignore_errors=True)
+    join_shards.join(folders, Path(joined))
+    return Path(joined)
+
+
+def _folder(text: str, cache: Path, cache_gb: float, retry_s: float) -> tuple[str, str, Path]:
+    """Return the name given ("" for none), the dataset in the contract and the local folder of `DIR` or `NAME=DIR`."""
     match = re.fullmatch(r"(?:([\w-]+)=)?(.*)", text)
     name, path = match.groups() if match else (None, text)
     is_remote = "://" in path
@@ -82,7 +117,4 @@ def _folder(text: str, cache: Path, cache_gb: float, retry_s: float) -> tuple[st
             f"--shards {text}: no {output_names.INDEX} there; give a folder that 'sgdata shard' wrote, or its URL"
         )
     folder = tar_source.mirror(path, cache, cache_gb=cache_gb, retry_s=retry_s) if is_remote else Path(path)
-    dataset = contracts.read(folder).dataset
-    if name and name != dataset:
-        raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{name}'")
-    return dataset, folder
+    return name or "", contracts.read(folder).dataset, folder
