@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sgdata.builds.build_folder import open_build as open_build
     from sgdata.builds.build_recipe import BuildPaths as BuildPaths
     from sgdata.builds.build_recipe import recipe_for as build_recipe
+    from sgdata.builds.open_map import open_map as open_map
+    from sgdata.builds.open_scenes import open_scenes as open_scenes
     from sgdata.commands.builds import build as build
     from sgdata.commands.builds import clouds as clouds
     from sgdata.commands.builds import drift as drift
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from sgdata.commands.publish import show as show
     from sgdata.commands.simulation import demo as run_demo
     from sgdata.commands.simulation import simulate as simulate
+    from sgdata.pages.open_shards import open_shards as open_shards
 
 __version__ = "0.1.0"
 
@@ -52,6 +55,9 @@ _HOME = {
     "list_catalog": ("commands.datasets", "catalog"),
     "list_status": ("commands.checks", "status"),
     "open_build": ("builds.build_folder", "open_build"),
+    "open_map": ("builds.open_map", "open_map"),
+    "open_scenes": ("builds.open_scenes", "open_scenes"),
+    "open_shards": ("pages.open_shards", "open_shards"),
     "plan": ("commands.builds", "plan"),
     "release": ("commands.publish", "release"),
     "run_demo": ("commands.simulation", "demo"),
@@ -75,6 +81,9 @@ __all__ = [
     "list_catalog",
     "list_status",
     "open_build",
+    "open_map",
+    "open_scenes",
+    "open_shards",
     "plan",
     "release",
     "run_demo",

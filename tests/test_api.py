@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,26 +17,59 @@ from sgdata import verification
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.packing.pack import PackResult
+from sgdata.scenes import lock
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = ROOT / "recipes" / "build"
 SMALL = ("patches.size=64", "split.block_px=100", "split.gap_px=0", "composite.method=median")
 
 
-@pytest.mark.slow
-def test_from_an_area_to_shards(city: Path, tmp_path: Path) -> None:
-    out = sgdata.build(
-        "segmunich", aoi=city / "aoi.geojson", composite="median", changes=list(SMALL), out=tmp_path / "build",
-        stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm",
+@pytest.fixture(scope="module")
+def built(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sgdata.build(
+        "segmunich", aoi=city / "aoi.geojson", composite="median", changes=list(SMALL),
+        out=tmp_path_factory.mktemp("api") / "build", stac=f"{city}/catalog.json", osm=f"{city}/osm/city.osm",
     )  # fmt: skip
-    build = sgdata.open_build(out)
+
+
+@pytest.mark.slow
+def test_from_an_area_to_shards(built: Path, tmp_path: Path) -> None:
+    build = sgdata.open_build(built)
     assert build.rio.crs.to_epsg() == 32632
     assert build.image.dims == ("band", "y", "x")
     assert build.image.sel(band="B8A").dtype == "uint16"
     assert build.labels.shape == build.image.shape[1:]
-    packed = sgdata.shard("segmunich", source=out, out=tmp_path / "shards")
+    packed = sgdata.shard("segmunich", source=built, out=tmp_path / "shards")
     assert isinstance(packed, PackResult) and packed.complete
     assert verification.verify(packed.folder) == []
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:All-NaN slice")  # pixels that were never seen clear
+def test_a_median_of_the_open_scenes_is_that_of_the_product(built: Path, city: Path) -> None:
+    scenes = sgdata.open_scenes(built, stac=city / "catalog.json", bands=None, chunk_px=96)
+    assert scenes.image.dims == ("time", "band", "y", "x")
+    assert scenes.image.chunks[2][0] == 96
+    build = sgdata.open_build(built)
+    # Five lines of a user.
+    image = scenes.image.chunk(time=-1).median("time")
+    rule = np.floor(image + 0.5).fillna(0).astype("uint16")
+    product = build.image
+    assert (rule.y.values == product.y.values).all() and (rule.x.values == product.x.values).all()
+    assert rule.rio.crs == product.rio.crs
+    np.testing.assert_array_equal(rule.values, product.values)
+    np.testing.assert_array_equal(scenes.clear.sum("time"), build.provenance.sel(band_provenance="valid_count"))
+
+
+@pytest.mark.slow
+def test_open_scenes_takes_bands_and_plans(built: Path, city: Path, tmp_path: Path) -> None:
+    few = sgdata.open_scenes(str(built), stac=str(city / "catalog.json"), bands=["B04", "B08"], scratch=tmp_path / "s")
+    assert list(few.band.values) == ["B04", "B08"] and few.attrs["scale"] == 0.0001
+    assert set(few.id.values) <= {item.scene.id for item in lock.read(built).items}
+    assert list((tmp_path / "s").rglob("*SCL*"))
+    assert not list((tmp_path / "s").rglob("*B04*"))  # read when it is computed, and not kept
+    with pytest.raises(SettingError, match="expected some of the recipe's"):
+        sgdata.open_scenes(built, stac=str(city / "catalog.json"), bands=["B4"])
 
 
 def test_dates_move_the_day_of_the_labels() -> None:

@@ -168,12 +168,19 @@ def has_data(
         zeros += (
             window_staging.read_on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane
         ) == 0
+    return judge_data(scene, zeros, len(bands), target)
+
+
+def judge_data(scene: StagedScene, zeros: Array, bands: int, target: Grid) -> Array:
+    """Return (H, W) bool: where a scene has data, of whose `bands` bands (H, W) `zeros` are 0 at a pixel."""
+    data = np.ones(target.shape, np.bool_)
+    layer = scene.files.get(MSI.classes.layer)
     dark = np.zeros(target.shape, np.bool_)
     if layer is not None:
         classes = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
         data &= (classes != MSI.classes.no_data) & (classes < MSI.classes.count)
         dark = np.isin(classes, DARK_CLASSES)
-    return data & (zeros < len(bands)) & ((zeros <= 1) | dark)
+    return data & (zeros < bands) & ((zeros <= 1) | dark)
 
 
 def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:

@@ -266,6 +266,49 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     return staged
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowInMemory:
+    """Pixels (H, W) of the file `path` on their own grid, to be read as those of a staged window."""
+
+    path: str
+    grid: Grid
+    values: Array
+
+    @property
+    def dtype(self) -> str:
+        """NumPy type of the values."""
+        return self.values.dtype.name
+
+    def rows(self, first: int, last: int) -> Array:
+        """Return (last - first, W) pixels."""
+        return self.values[first:last]
+
+
+def read_unstaged(request: WindowRequest, target: Grid, *, kernel: resample.Kernel, offset: int) -> Array:
+    """Read the part of a file over `target` on this grid, as `read_on_grid`, without writing it to scratch.
+
+    Raises:
+        SourceError: the file cannot be read, or its header differs from its item.
+    """
+    href = ""
+
+    def attempt() -> WindowInMemory:
+        nonlocal href
+        href = signing.sign(request.asset.href, request.tokens, failed=href)
+        with _opened(replace(request, bounds=target.bounds), href) as source:
+            strips = [*map(np.copy, source.strips(0, source.grid.shape[0]))]
+            values = np.concatenate(strips) if strips else np.zeros(source.grid.shape, source.dtype)
+            return WindowInMemory(path=request.name, grid=source.grid, values=values)
+
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, SourceError) and error.__cause__ is not None and "://" in href
+
+    part = retry.call(attempt, RETRY, retry_on=is_transient)
+    if 0 in part.grid.shape:
+        return np.zeros(target.shape, part.values.dtype)
+    return read_on_grid(part, target, kernel=kernel, offset=offset)
+
+
 def _band(request: WindowRequest, bands: list[int]) -> int:
     """Return the band of the file to read. Raises SourceError for a file of several that its item does not name."""
     band = request.asset.band
@@ -297,7 +340,7 @@ def check(request: WindowRequest, header: geotiff.Header) -> None:
 
 
 def read_on_grid(
-    staged: StagedWindow, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0
+    staged: StagedWindow | WindowInMemory, target: Grid, *, kernel: resample.Kernel, offset: int = 0, beyond: int = 0
 ) -> Array:
     """Read staged pixels on the grid `target`.
 
@@ -338,7 +381,7 @@ def read_on_grid(
     return out
 
 
-def grid_offset(staged: StagedWindow, target: Grid) -> tuple[int, int, int]:
+def grid_offset(staged: StagedWindow | WindowInMemory, target: Grid) -> tuple[int, int, int]:
     """Return (factor, row, col): fine pixels per staged pixel, and the origin of `target` in fine pixels.
 
     Raises SourceError where the pixels do not nest.

@@ -58,17 +58,18 @@ def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path)
     mask = sample.arrays.get("mask")
     present = row["labels"] if mask is None else np.unique(mask).tolist()
     classes = tuple(names[value] for value in present if value in names)
-    pictures = []
-    for name, rgb in _pictures(sample, mask, contract):
+    paths = []
+    for name, rgb in pictures(sample, mask, contract):
         file = f"samples/{file_name(sample.key)}-{name}.png"
         html.write_png(folder / file, rgb)
-        pictures.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
+        paths.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
     # The classes of a mask are visible in its picture.
     title = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
-    return html.SampleCard(title=title, pictures=tuple(pictures), values={"split": (sample.split,), "class": classes})
+    return html.SampleCard(title=title, pictures=tuple(paths), values={"split": (sample.split,), "class": classes})
 
 
-def _pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
+def pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
+    """Yield name and pixels of each picture of a sample: images (3, H, W), classes of the mask (H, W, 3), uint8."""
     # In the order of IMAGES, `before` first.
     for name in (name for name in tar_format.IMAGES if name in sample.arrays):
         # Of a sample stored at native resolutions show the 10 m group, which has the bands for true colour.

@@ -190,6 +190,7 @@ class Samples:
             SettingError: the split does not exist, or `fraction` is not in (0, 1].
             SourceError: arrays have mixed types, or a shard is missing or truncated.
         """
+        folder = Path(folder)
         self.folder, self.split = folder, split
         self.contract: Contract = contracts.read(folder)
         table = tar_format.read_index(folder)
