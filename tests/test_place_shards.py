@@ -5,11 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import place_archive
 import pytest
+import synthetic_shards
 
 import sgdata
 from sgdata import files, output_names, verification
+from sgdata.audits import checks, collect_evidence, place_checks
+from sgdata.audits.evidence import AuditEvidence, Facts, Totals
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing.place_sources import PlaceSplit
 from sgdata.shards import contracts, tar_format
@@ -73,6 +77,43 @@ def test_splits_by_places(tmp_path: Path, builds: Path) -> None:
     assert (tmp_path / "c" / output_names.SUMS).read_text() == (tmp_path / "a" / output_names.SUMS).read_text()
     statistics = contracts.read(tmp_path / "a").statistics["B02"]
     assert statistics.min < 500  # of the places that are trained on
+
+
+def test_an_audit_compares_places(tmp_path: Path, builds: Path) -> None:
+    sgdata.shard("segmunich", source=builds, out=tmp_path / "a", hold_out=["east"])
+    report = checks.run_checks(collect_evidence.collect_evidence(collect_evidence.detect_subject(tmp_path / "a")))
+    (check,) = [one for one in report.checks if one.name == "places"]
+    assert check.state == "pass"
+    places = check.figures["places"]
+    assert places["east"]["splits"] == {"test": places["east"]["samples"]}
+    assert places["east"]["reflectance"] > places["west"]["reflectance"]
+
+
+def facts(place: str, split: str, *, brightness: float = 1000, classes: dict[int, int] | None = None) -> Facts:
+    return Facts(
+        key=f"{place}-{split}", split=split, pixels="", turned="", thumbnail=b"", footprint=None, date=None,
+        classes=classes or {1: 90, 2: 10}, dark=0, dead=(), window_hashes=b"", nearer=(), place=place,
+        brightness=brightness,
+    )  # fmt: skip
+
+
+def evidence(*of: Facts) -> AuditEvidence:
+    zero = np.zeros(1, np.int64)
+    names = ("count", "total", "ones", "saturated", "equal", "pairs", "leaves", "low", "high")
+    totals = Totals(**dict.fromkeys(names, zero))
+    return AuditEvidence(kind="shards", contract=synthetic_shards.contract(8), facts=of, totals=totals)
+
+
+def test_places_that_differ_are_findings() -> None:
+    same = [facts("a", "train"), facts("b", "train"), facts("c", "test")]
+    assert place_checks.check_places(evidence(*same))[0].state == "pass"
+    assert place_checks.check_places(evidence(facts("a", "train"), facts("a", "test"))) == ()
+    rare = facts("c", "test", classes={1: 90, 3: 10})
+    (check,) = place_checks.check_places(evidence(*same[:2], rare))
+    assert (check.state, check.where) == ("finding", ("c-test",))
+    assert "c has class 3, which no training sample has" in check.message
+    (check,) = place_checks.check_places(evidence(*same[:2], facts("c", "test", brightness=2000)))
+    assert "mean reflectance of c is 0.200: check its offsets" in check.message
 
 
 def test_folds_test_each_place_once() -> None:

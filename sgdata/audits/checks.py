@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata.audits import duplicates
+from sgdata.audits import duplicates, place_checks
 from sgdata.audits.evidence import NEARER, AuditEvidence, Facts, FootprintGroup
 from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
@@ -70,6 +70,7 @@ def run_checks(evidence: AuditEvidence) -> AuditReport:
         check_offset(evidence),
         check_saturation(evidence),
         check_label_date(evidence),
+        *place_checks.check_places(evidence),
     )
     problems = sum(check.state == "finding" for check in checks)
     subject = f"{evidence.contract.dataset} {evidence.contract.version}"

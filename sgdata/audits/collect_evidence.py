@@ -241,6 +241,8 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
         dead=() if still.all() else tuple(name for name, dead in zip(names, still, strict=True) if dead),
         window_hashes=duplicates.hash_windows(images[0][chosen]),
         nearer=tuple(_nearer(planes, np.logical_and.reduce(valid)) for planes in thirds),
+        place=str(sample.meta.get("place") or ""),
+        brightness=float(images[0].mean(where=valid)) if valid.any() else 0.0,
     )
 
 

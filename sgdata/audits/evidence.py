@@ -34,6 +34,8 @@ class Facts:
         dead: bands of one value.
         window_hashes: `duplicates.hash_windows` of the sample.
         nearer: votes on the triples of NEARER (None: undecided).
+        place: place of the sample, "" if it has none.
+        brightness: mean of the valid values.
     """
 
     key: str
@@ -48,6 +50,8 @@ class Facts:
     dead: tuple[str, ...]
     window_hashes: bytes
     nearer: tuple[bool | None, ...]
+    place: str = ""
+    brightness: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
