@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sgdata.commands.datasets import catalog as list_catalog
     from sgdata.commands.datasets import fetch as fetch
     from sgdata.commands.datasets import shard as shard
+    from sgdata.commands.publish import diff as diff
     from sgdata.commands.publish import export as export
     from sgdata.commands.publish import release as release
     from sgdata.commands.publish import show as show
@@ -48,6 +49,7 @@ _HOME = {
     "build_recipe": ("builds.build_recipe", "recipe_for"),
     "clouds": ("commands.builds", "clouds"),
     "compare": ("commands.checks", "compare"),
+    "diff": ("commands.publish", "diff"),
     "draw_splits": ("commands.checks", "draw_splits"),
     "drift": ("commands.builds", "drift"),
     "export": ("commands.publish", "export"),
@@ -74,6 +76,7 @@ __all__ = [
     "build_recipe",
     "clouds",
     "compare",
+    "diff",
     "draw_splits",
     "drift",
     "export",

@@ -25,6 +25,7 @@ THREADS = 2
 """Tasks at a time in a single process: reading and numba kernels release the GIL."""
 
 SETTINGS = {
+    "name": "name",
     "osm_date": "osm_date",
     "offset_source": "offset.source",
     "composite": "composite.method",

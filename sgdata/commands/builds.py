@@ -177,6 +177,7 @@ def build(
     osm: Osm = "overpass",
     offline: Annotated[bool, typer.Option("--offline", help="Use cached OpenStreetMap responses only.")] = False,
     dates: Dates = None,
+    own_name: Annotated[str | None, typer.Option("--name", help="Name of the dataset (default: the recipe's).")] = None,
     osm_date: Annotated[
         str | None, typer.Option("--osm-date", help="Day of the OpenStreetMap data (default: the last of --dates).")
     ] = None,
@@ -212,6 +213,7 @@ def build(
     features were lost.
     """
     from sgdata.builds import build_recipe, pipeline
+    from sgdata.datasets import cards
     from sgdata.scenes import lock as locks
 
     log_lines.listen(quiet)
@@ -219,6 +221,7 @@ def build(
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place[0] if place else None, "dates": dates,
         "composite": composite, "osm_date": osm_date, "labels": "raster" if raster else None,
         "offset_source": offset_source, "max_obs": max_obs, "profile": profile, "mask": "external" if masks else None,
+        "name": own_name and cards.check_own_name(own_name, "segmunich"),
     }  # fmt: skip
     several, overrides = place_options.separate(overrides, place, places)
     chosen = chosen_recipe(name or (several and "segmunich") or None, recipe, overrides, changes, lock)

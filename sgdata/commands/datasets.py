@@ -137,6 +137,9 @@ def shard(
         list[Path] | None,
         typer.Option("--leave-out", help="File with samples to exclude, such as snow patches; repeatable."),
     ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the shards (default: of dataset or build).")
+    ] = None,
     split: SplitSet = None,
     splits: SplitsFolder = None,
     coordinates: Coordinates = None,
@@ -162,7 +165,7 @@ def shard(
     from sgdata.packing import pack, place_sources, select
 
     log_lines.listen(quiet)
-    options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec}
+    options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec, "name": name}
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = select.recipe_for(dataset, [*(changes or ()), *extra])

@@ -1,4 +1,4 @@
-"""Commands that publish and show outputs: `release`, `export`, `show`."""
+"""Commands that publish, compare and show outputs: `release`, `diff`, `export`, `show`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 from sgdata import log_lines
 from sgdata.commands import printing
 from sgdata.commands.options import Out, Quiet, Workers
+from sgdata.errors import one_line
 from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
+    from sgdata.releases.difference import OutputDifference
     from sgdata.releases.segmunich_released import Export
 
 app = typer.Typer()
@@ -41,6 +43,13 @@ def release(
     date: Annotated[
         str, typer.Option("--date", metavar="DAY", help="Day of publication for the metadata, as an ISO date.")
     ] = "",
+    previous: Annotated[
+        Path | None, typer.Option("--previous", help="The release before; card and changes.json state what changed.")
+    ] = None,
+    cite: Annotated[
+        str, typer.Option("--cite", metavar="TEXT", help="Citation of data of your own (default: name and version).")
+    ] = "",
+    home: Annotated[str, typer.Option("--home", metavar="URL", help="Page of data of your own.")] = "",
     register: Annotated[
         Path | None, typer.Option("--catalog", help="Folder to add releases/NAME-VERSION.json to.")
     ] = None,
@@ -64,12 +73,29 @@ def release(
     order = release_content.ReleaseOrder(
         name=name, version=version, source=source, out=out, build=build, private=private, licence=licence,
         published=date, register=register or assemble.register_of_checkout(), archive=archive,
+        previous=previous, cite=cite, home=home,
     )  # fmt: skip
     folder, report = assemble.release(order, audited)
     listed = [f"{check.name}: {check.message}" for check in report.checks if check.state == "finding"]
     text = f"released with {report.findings} findings, listed in its card: {'; '.join(listed)}"
     show = partial(printing.show_folder, folder, [text] if listed else [])
     return Outcome(value=folder, show=show, document={"folder": folder}, findings=tuple(listed))
+
+
+@command(app, epilog="Example: sgdata diff out/release/town-1.0 out/release/town-1.1")
+def diff(
+    before: Annotated[Path, typer.Argument(help="The earlier build, shards or release.")],
+    after: Annotated[Path, typer.Argument(help="The later one, of the same kind.")],
+) -> Outcome[OutputDifference]:
+    """Show how an output differs from an earlier one: scenes, samples, pixels, labels, classes, splits and settings.
+
+    Exits with 3 if they differ.
+    """
+    from sgdata.releases import difference
+
+    found = difference.compare(before, after)
+    lines = [one_line(line) for line in found.lines] or [f"{after}: holds the same data as {before}"]
+    return Outcome(value=found, show=partial(print, "\n".join(lines)), findings=tuple(found.lines))
 
 
 @command(app, epilog="Example: sgdata export segmunich-released --from out/build --out out/TUM_128")

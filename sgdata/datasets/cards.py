@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from functools import cache
 
 from sgdata import files
@@ -12,6 +13,7 @@ from sgdata.errors import SettingError
 from sgdata.sentinel2 import MSI
 from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace
 
+OWN_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 SENSORS = {sensor.name: sensor for sensor in (MSI,)}
 """Sensors that cards may name: those of the bands that builds, shards and models know."""
 
@@ -40,6 +42,26 @@ def card(name: str) -> DatasetCard:
         raise SettingError(f"no dataset '{name}' in the catalogue{hint}")
     path = folder("catalogs") / f"{name}.toml"
     return check_bands(files.read(DatasetCard, path), str(path))
+
+
+def check_own_name(name: str, base: str) -> str:
+    """Return a name of data of one's own.
+
+    Args:
+        name: The name.
+        base: Dataset whose reader or recipe makes the data.
+
+    Returns:
+        The name.
+
+    Raises:
+        SettingError: It is no name of a dataset, or that of a published one.
+    """
+    if not OWN_NAME.fullmatch(name):
+        raise SettingError(f"--name {name!r:.90}: expected lower case letters, digits, - and _, such as my-city")
+    if name in names() and name != base:
+        raise SettingError(f"--name {name}: is the name of a published dataset; choose one of your own")
+    return name
 
 
 def check_bands(of: DatasetCard, origin: str) -> DatasetCard:

@@ -233,6 +233,7 @@ class ShardRecipe:
         shard_mb: Size of a tar in MiB, about.
         effort: `dense` suits shards that are written once and read often. Measured on patches like BigEarthNet's: 3 %
             (native) to 6 % (resampled) smaller than `quick`, decoded twice as fast, 15 times as long to compress.
+        name: Name of the shards; None for that of the dataset or of the build.
     """
 
     dataset: str
@@ -246,3 +247,4 @@ class ShardRecipe:
     kernel: Literal["nearest", "bilinear"]
     shard_mb: int
     effort: Effort = "quick"
+    name: str | None = None

@@ -135,7 +135,7 @@ def pack(
     shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read, builds=inputs.builds)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
     with files.only_writer(out, output_names.INDEX):
-        _prepare(out, recipe, {task.name for task in shard_tasks}, fresh=fresh)
+        _prepare(out, recipe, tasks.tar_prefix(recipe, contract), {task.name for task in shard_tasks}, fresh=fresh)
         totals = ShardTotals(contract)
         totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]
         left = []
@@ -242,14 +242,14 @@ def _remarks(
     return remarks
 
 
-def _prepare(out: Path, recipe: ShardRecipe, wanted: set[str], *, fresh: bool) -> None:
+def _prepare(out: Path, recipe: ShardRecipe, prefix: str, wanted: set[str], *, fresh: bool) -> None:
     """Remove what an interrupted run left, shards of other groupings and, if `fresh`, all shards of an earlier run."""
     earlier = out / output_names.RECIPE
     if not fresh and earlier.exists() and earlier.read_bytes() != files.toml(recipe):
         raise OutputError(f"{out}: holds shards of another recipe; use --fresh to replace them, or another --out")
     # A folder without SHA256SUMS is unfinished: a run that ends early from here on leaves none.
     files.mark_unfinished(out)
-    ours = [*out.glob(f"{recipe.dataset}-*.tar"), *(out / JOURNAL).glob("*.json")]
+    ours = [*out.glob(f"{prefix}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
     partial = [*out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*")]
     for path in [*stale, *partial, *(out / tasks.SPOOL).glob("*")]:

@@ -31,6 +31,8 @@ def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
     recipe = files.read(ShardRecipe, shipped[dataset], overrides)
     local_paths.require_local(recipe.source, "source", writes=False)
     local_paths.require_local(recipe.out, "out", writes=True)
+    if recipe.name is not None:
+        cards.check_own_name(recipe.name, dataset)
     return recipe
 
 
@@ -109,7 +111,7 @@ def list_samples(
         resampling=listing.edition.resampling or recipe.kernel,
         resampling_version=resample.VERSION,
     )
-    return source, listing, contract
+    return source, listing, replace(contract, dataset=recipe.name or contract.dataset)
 
 
 def _of_places(

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from sgdata import files
-from sgdata.datasets import archives
+from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleRef, ShardRecipe, SourceMember
 from sgdata.remote import identity
 from sgdata.shards import tar_format
@@ -79,6 +79,14 @@ def group_samples(refs: Iterable[SampleRef], shard_mb: int, *, stream: bool) -> 
     return [tuple(sorted(group, key=lambda ref: ref.key)) for group in groups]
 
 
+def tar_prefix(recipe: ShardRecipe, contract: Contract) -> str:
+    """Return the start of the names of tars: the name of shards or of a build of one's own, else the dataset's."""
+    if recipe.name is None and recipe.dataset == "segmunich" and cards.OWN_NAME.fullmatch(contract.dataset):
+        # Shards of this recipe have had the name of the other one.
+        return contract.dataset.replace("segmunich-paper", "segmunich")
+    return recipe.name or recipe.dataset
+
+
 def shard_tasks(
     groups: Iterable[tuple[SampleRef, ...]],
     recipe: ShardRecipe,
@@ -108,7 +116,7 @@ def shard_tasks(
     for refs in groups:
         split, own_source = refs[0].split, builds.get(refs[0].meta.get("place", ""), source)
         root = own_source if own_source.is_dir() else own_source.parent
-        name = tar_format.shard_name(recipe.dataset, split, numbers[split])
+        name = tar_format.shard_name(tar_prefix(recipe, contract), split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
         own = identity.identify_files({_file(root, member) for ref in refs for member in ref.members})

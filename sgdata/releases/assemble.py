@@ -22,7 +22,7 @@ from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
-from sgdata.releases import card, croissant, release_content, stac
+from sgdata.releases import card, croissant, release_content, series, stac
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
@@ -30,7 +30,6 @@ from sgdata.shards import contracts, tar_format
 from sgdata.types import Array, Contract
 
 log = logging.getLogger("sgdata")
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,60}")
 VERSION = re.compile(r"[0-9]+(\.[0-9]+){0,2}([a-z0-9.-]{1,20})?")
 DAY = re.compile(r"\d{4}-\d\d-\d\d")
 PREVIEWS, PREVIEW_PX = 16, 96
@@ -50,17 +49,19 @@ def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]
         The folder, and the audit in it.
 
     Raises:
-        SettingError: Invalid name, version or date, or a licence that does not allow the release.
+        SettingError: Invalid name, version, date or home, or a licence that does not allow the release.
         OutputError: An input does not verify, the version exists with other content, or writing fails.
         SourceError: There are no shards, or the build is not that of the shards.
     """
     for what, text, form, expected in (
-        ("name", order.name, NAME, "lower case letters, digits, - and _, such as my-city"),
+        ("name", order.name, cards.OWN_NAME, "lower case letters, digits, - and _, such as my-city"),
         ("version", order.version, VERSION, "numbers such as 1.0"),
         ("date", order.published or "2000-01-01", DAY, "a day such as 2026-01-31"),
     ):
         if not form.fullmatch(text):
             raise SettingError(f"release: {what} is {text!r}: expected {expected}; correct it")
+    if order.home and not urls.is_http(order.home):
+        raise SettingError(f"release: home is {order.home!r:.200}: expected an address such as https://...; correct it")
     inputs = _checked(order)
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
     with files.only_writer(order.out):
@@ -96,8 +97,11 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
                 f"{folder}: {len(differences)} files differ from its SHA256SUMS ({differences[0]}); write it again"
             )
     contract = contracts.read(order.source)
-    ours = contract.dataset == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
-    release_content.permitted(cards.card(contract.dataset), order, ours=ours)
+    base = _base_dataset(order.source, contract)
+    ours = base == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
+    release_content.permitted(cards.card(base), order, ours=ours)
+    if order.previous:
+        series.check_previous(order.previous, order)
     if not ours:
         return contract, None
     if order.build is None:
@@ -108,6 +112,13 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples); give theirs")
     return contract, lock.read(order.build / lock.NAME)
+
+
+def _base_dataset(folder: Path, contract: Contract) -> str:
+    """Return the dataset whose reader packed some shards, which may have a name of their own."""
+    recipe = folder / output_names.RECIPE
+    name = files.read_plain(recipe).get("dataset") if recipe.is_file() else None
+    return name if isinstance(name, str) and name in cards.names() else contract.dataset
 
 
 def _assemble(
@@ -128,13 +139,16 @@ def _assemble(
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)
+    software, base = version("sgdata"), cards.card(_base_dataset(folder, contract))
+    own = planned is not None or base.licence.redistribution == "owner"
+    changes = series.describe_changes(order, folder) if order.previous else None
     shipped = ReleaseContent(
-        order=order, contract=contract, card=cards.card(contract.dataset), lock=planned, report=report,
+        order=order, contract=contract, lock=planned, report=report, changes=changes,
+        card=release_content.own_card(base, order, planned, software=software) if own else base,
         rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / output_names.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
         usage=_usage(order.build) if planned else {},
     )  # fmt: skip
-    software = version("sgdata")
     files.write(folder / output_names.CROISSANT, files.pretty_json(croissant.document(shipped)))
     for name, document in stac.documents(shipped, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
@@ -215,7 +229,7 @@ def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
             members = {"": "pixels"}
             if path.suffix == ".tar":
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
-            elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT):
+            elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT, series.CHANGES):
                 members = {"": "labels"}
             yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
 
@@ -263,6 +277,7 @@ def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
     contract, report = contracts.read(folder), findings.read(folder / findings.NAME)
+    changes = {"previous": series.read_title(order.previous)} if order.previous else {}
     digests = files.read_sums(folder)
     return {
         "name": order.name,
@@ -276,4 +291,4 @@ def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
         "files": digests,
         "findings": {check.name: check.message for check in report.checks if check.state == "finding"},
         "software": {"sgdata": version("sgdata")},
-    }
+    } | changes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from sgdata.types import Bounds, Contract
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import AuditReport
+    from sgdata.releases.difference import OutputDifference
     from sgdata.scenes.lock import Lock
 
 RELEASED_BY_OTHERS = "released"
@@ -37,6 +38,9 @@ class ReleaseOrder:
         published: ISO date for the metadata.
         register: folder of `releases/`; None for no entry.
         archive: whether to write a tar file too.
+        previous: the release before, against which changes are stated; None for a first one.
+        cite: how to cite data of one's own; "" for a default.
+        home: address of their page; "" for none.
     """
 
     name: str
@@ -49,6 +53,9 @@ class ReleaseOrder:
     published: str = ""
     register: Path | None = None
     archive: bool = False
+    previous: Path | None = None
+    cite: str = ""
+    home: str = ""
 
     @property
     def title(self) -> str:
@@ -70,6 +77,7 @@ class ReleaseContent:
         index_sha256: SHA-256 of the index.
         lock: lock of the build; None for a dataset of other authors.
         usage: shares of the build, as in its `usage.json`.
+        changes: what changed since the release before.
     """
 
     order: ReleaseOrder
@@ -81,6 +89,7 @@ class ReleaseContent:
     index_sha256: str
     lock: Lock | None
     usage: Mapping[str, Any] = field(default_factory=dict)
+    changes: OutputDifference | None = None
 
     @property
     def shares(self) -> list[tuple[str, str]]:
@@ -88,6 +97,11 @@ class ReleaseContent:
         known = {"nodata_share": "hold no data", "never_clear_share": "are roofs that every date classifies as cloud"}
         shares = [(self.usage.get(name), text) for name, text in known.items()]
         return [(f"{share:.3%}", text) for share, text in shares if isinstance(share, int | float)]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the first citation is that of the release, not text of this package."""
+        return self.lock is not None or bool(self.order.cite)
 
     @property
     def simulated(self) -> bool:
@@ -162,9 +176,38 @@ def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
     return (west, south, east, north)
 
 
+def own_card(card: DatasetCard, order: ReleaseOrder, locked: Lock | None, *, software: str) -> DatasetCard:
+    """Return the card of data that a user made: with the name, citation and page of the release.
+
+    Args:
+        card: card of the dataset that they follow.
+        order: the order.
+        locked: lock of the build; None for images and pairs, whose owner states the citation.
+        software: version of this package.
+    """
+    if locked is None and not order.cite:
+        return replace(card, home=order.home or card.home)
+    cite = " ".join(order.cite.split())
+    if not cite and locked is not None:
+        days = sorted(item.scene.time[:10] for item in locked.items)
+        scenes = "simulated scenes" if locked.simulated else "Sentinel-2 scenes"
+        year = f" ({order.published[:4]})" if order.published else ""
+        cite = (
+            f"{order.name}, version {order.version}{year}: composite of {scenes} from {days[0]} to {days[-1]} with "
+            f"labels as of {locked.osm_date}, made with sgdata {software}"
+        )
+    # The defects are those of the files that its authors published.
+    method = [f"Made after {card.title}: {text}" for text in card.citation] if locked else []
+    return replace(
+        card, name=order.name, title=order.title, citation=(cite, *method), home=order.home or "CARD.md", defects=()
+    )
+
+
 def permitted(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
     """Raise SettingError if the licence of a dataset does not allow passing it on."""
     allowed, private = card.licence.redistribution, order.private
+    if (order.cite or order.home) and allowed != "owner" and not ours:
+        raise SettingError(f"--cite and --home: {card.name} has its own citation and page; leave them out")
     if order.licence and allowed != "owner":
         known = f"{card.licence.labels}; {card.licence.pixels}"
         raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({known}); leave --licence out")

@@ -96,13 +96,15 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
         )
     left = [name for name in find_differences(ours, theirs, purpose) if name not in accepted]
     if left:
-        different = "; ".join(f"{name} is {_short(ours, name)}, expected {_short(theirs, name)}" for name in left)
+        different = "; ".join(
+            f"{name} is {describe_field(ours, name)}, expected {describe_field(theirs, name)}" for name in left
+        )
         raise SettingError(
             f"cannot {purpose} on '{ours.dataset}': {different}; accept = {left} in the recipe waives this"
         )
 
 
-def _short(contract: Contract, name: str) -> str:
+def describe_field(contract: Contract, name: str) -> str:
     """Return a field as text for a message, with names in place of whole bands and label spaces."""
     value = getattr(contract, name)
     if name == "bands":

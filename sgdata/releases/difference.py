@@ -1,0 +1,304 @@
+"""Compare two outputs of one kind: scenes, samples, pixels, labels, classes, splits and settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import files, output_names
+from sgdata.builds import patch_table
+from sgdata.errors import SettingError
+from sgdata.rasters import geotiff, grids
+from sgdata.scenes import lock
+from sgdata.shards import contracts, tar_format
+from sgdata.types import Array, Contract
+
+SHOWN = 20
+"""Number of names to list of each kind of change."""
+STRIP_ROWS = 512
+# What other fields already show.
+_COUNTED = frozenset({"splits", "statistics", "fingerprint"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of two outputs.
+
+    Attributes:
+        kind: `build` or `shards`; releases are shards.
+        name: name of the folder.
+        dataset: name of the dataset in the contract.
+        version: its version.
+        fingerprint: hash of the samples.
+        samples: number of samples or patches.
+    """
+
+    kind: str
+    name: str
+    dataset: str
+    version: str
+    fingerprint: str
+    samples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Things that changed in one way.
+
+    Attributes:
+        what: what and how, such as `samples added`.
+        count: number of them.
+        of: number of things that could have changed so; 0 if that says nothing.
+        examples: at most SHOWN names.
+    """
+
+    what: str
+    count: int
+    of: int = 0
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputDifference:
+    """How an output differs from an earlier one.
+
+    Attributes:
+        before: the earlier output.
+        after: the later output.
+        changes: scenes, samples and pixels that were added, removed or changed.
+        splits: samples before and after by split, of the splits that changed.
+        classes: numbers before and after by name of the class, of the classes that changed.
+        class_unit: what `classes` counts, `pixels` or `samples`.
+        settings: fields of contract and lock that differ, before and after as text.
+    """
+
+    before: Side
+    after: Side
+    changes: tuple[Change, ...] = ()
+    splits: dict[str, tuple[int, int]] = field(default_factory=dict)
+    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    class_unit: str = "samples"
+    settings: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def lines(self) -> list[str]:
+        """One sentence per difference; empty if there is none."""
+        lines = [
+            f"{each.what}: {each.count:,}" + (f" of {each.of:,}" if each.of else "") + _listed(each)
+            for each in self.changes
+        ]
+        lines += [f"samples in {split}: {one:,} before, {two:,} now" for split, (one, two) in self.splits.items()]
+        lines += [
+            f"{self.class_unit} of {name}: {one:,} before, {two:,} now" for name, (one, two) in self.classes.items()
+        ]
+        return lines + [f"{name}: {one} before, {two} now" for name, (one, two) in self.settings.items()]
+
+
+def _listed(change: Change) -> str:
+    shown = ", ".join(change.examples[:3])
+    return f" ({shown}{', ...' if change.count > 3 else ''})" if shown else ""
+
+
+def compare(before: Path, after: Path) -> OutputDifference:
+    """Compare two builds, or two folders of shards or releases.
+
+    Every sample of the later output is found in the earlier one by its key, every scene by its id, and what both have
+    is compared value by value.
+
+    Args:
+        before: The earlier output.
+        after: The later output.
+
+    Returns:
+        The differences.
+
+    Raises:
+        SettingError: One is a build and the other is not, or a folder is neither.
+        SourceError: An output is unfinished or damaged.
+    """
+    kinds = [_kind(folder) for folder in (before, after)]
+    if kinds[0] != kinds[1]:
+        raise SettingError(f"{after}: holds {kinds[1]}, {before} {kinds[0]}; compare outputs of one kind")
+    ours, theirs = (contracts.read(folder) for folder in (after, before))
+    rows = [_rows(folder, kinds[0]) for folder in (before, after)]
+    sides = [
+        Side(
+            kind=kinds[0], name=folder.resolve().name, dataset=contract.dataset, version=contract.version,
+            fingerprint=contract.fingerprint, samples=len(held),
+        )
+        for folder, contract, held in zip((before, after), (theirs, ours), rows, strict=True)
+    ]  # fmt: skip
+    scenes, settings = _compare_locks(before, after)
+    changed = _compare_rasters(before, after) if kinds[0] == "build" else _compare_samples(before, after, rows)
+    unit, counted = _count_classes((before, after), (theirs, ours), kinds[0], rows)
+    parts = [Counter(row["split"] for row in held.values()) for held in rows]
+    return OutputDifference(
+        before=sides[0],
+        after=sides[1],
+        changes=(*scenes, *_compare_keys(rows), *changed),
+        splits=_changed(*parts),
+        classes=_changed(*counted),
+        class_unit=unit,
+        settings={
+            name: (contracts.describe_field(theirs, name), contracts.describe_field(ours, name))
+            for name in contracts.find_differences(ours, theirs, "resume")
+            if name not in _COUNTED
+        }
+        | settings,
+    )
+
+
+def _kind(folder: Path) -> str:
+    """Return `shards` or `build`. Raises SettingError, SourceError."""
+    found = {output_names.INDEX: "shards", output_names.IMAGE: "build"}
+    for name, kind in found.items():
+        if (folder / name).is_file():
+            files.require_finished(folder)
+            return kind
+    raise SettingError(f"{folder}: neither a build nor shards nor a release; expected a folder that sgdata wrote")
+
+
+def _rows(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
+    """Return the rows of an index, or of the patches of a build, by key."""
+    if kind == "shards":
+        return {row["key"]: row for row in tar_format.read_index(folder).to_pylist()}
+    table = patch_table.read(folder / output_names.PATCHES)
+    return {key: {"split": split} for key, split in zip(table["key"], table["split"], strict=True)}
+
+
+def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    names = dict.fromkeys((*before, *after))
+    both = {name: (int(before.get(name, 0)), int(after.get(name, 0))) for name in names}
+    return {name: (one, two) for name, (one, two) in both.items() if one != two}
+
+
+def _change(what: str, names: list[str], of: int = 0) -> tuple[Change, ...]:
+    """Return a change that lists some names; none if there are no names."""
+    return (Change(what=what, count=len(names), of=of, examples=tuple(sorted(names)[:SHOWN])),) if names else ()
+
+
+# --- scenes and keys -----------------------------------------------------------------------
+
+
+def _compare_locks(before: Path, after: Path) -> tuple[tuple[Change, ...], dict[str, tuple[str, str]]]:
+    """Return changes of scenes, and fields of the locks that differ; nothing unless both outputs have one lock."""
+    if not all((folder / lock.NAME).is_file() for folder in (before, after)):
+        return (), {}
+    one, two = (lock.read(folder / lock.NAME) for folder in (before, after))
+    old, new = ({item.scene.id: item for item in each.items} for each in (one, two))
+    again = [name for name in new if name in old]
+    moved = [name for name in again if old[name].offset != new[name].offset]
+    changes = (
+        *_change("scenes added", [name for name in new if name not in old], len(new)),
+        *_change("scenes removed", [name for name in old if name not in new], len(old)),
+        *_change("scenes with another offset", moved, len(again)),
+    )
+    fields = ("collection", "dates", "osm_date", "tag_table_sha256", "grid")
+    texts = {name: (f"{getattr(one, name)!s:.80}", f"{getattr(two, name)!s:.80}") for name in fields}
+    return changes, {name: (a, b) for name, (a, b) in texts.items() if a != b}
+
+
+def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
+    old, new = rows
+    again = [key for key in new if key in old]
+    return (
+        *_change("samples added", [key for key in new if key not in old], len(new)),
+        *_change("samples removed", [key for key in old if key not in new], len(old)),
+        *_change(
+            "samples moved to another split",
+            [key for key in again if old[key]["split"] != new[key]["split"]],
+            len(again),
+        ),
+    )
+
+
+# --- pixels and labels ---------------------------------------------------------------------
+
+
+def _compare_samples(before: Path, after: Path, rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
+    """Compare the samples that both have: decoded arrays, labels and the rest of their metadata."""
+    old, new = rows
+    again = [key for key in new if key in old]
+    pixels, labels, rest = [], [], []
+    for key in (key for key in again if old[key]["sha256"] != new[key]["sha256"]):
+        one, two = tar_format.read_sample(before, old[key]), tar_format.read_sample(after, new[key])
+        names = {name for name in one.arrays.keys() | two.arrays.keys() if not _equal(one.arrays, two.arrays, name)}
+        if names - {"mask"}:
+            pixels.append(key)
+        if "mask" in names or one.meta.get("labels") != two.meta.get("labels"):
+            labels.append(key)
+        elif not names and one.meta != two.meta:
+            rest.append(key)
+    return (
+        *_change("samples with other pixels", pixels, len(again)),
+        *_change("samples with other labels", labels, len(again)),
+        *_change("samples with other metadata alone", rest, len(again)),
+    )
+
+
+def _equal(one: Mapping[str, Array], two: Mapping[str, Array], name: str) -> bool:
+    return name in one and name in two and np.array_equal(one[name], two[name], equal_nan=one[name].dtype.kind == "f")
+
+
+def _compare_rasters(before: Path, after: Path) -> tuple[Change, ...]:
+    """Count the pixels of image and labels of two builds that differ, where both cover the same grid."""
+    changes = []
+    for name in (output_names.IMAGE, output_names.LABELS):
+        if not all((folder / name).is_file() for folder in (before, after)):
+            continue
+        with geotiff.open_raster(str(before / name)) as one, geotiff.open_raster(str(after / name)) as two:
+            if (one.crs, one.transform, one.shape, one.count) != (two.crs, two.transform, two.shape, two.count):
+                changes.append(Change(what=f"{name} with another grid or other bands", count=1))
+                continue
+            different = 0
+            for window in grids.cut_tiles(one.shape, STRIP_ROWS, one.shape[1]):
+                different += int((one.read(window=window.slices) != two.read(window=window.slices)).any(axis=0).sum())
+        if different:
+            changes.append(Change(what=f"pixels that differ in {name}", count=different, of=one.width * one.height))
+    return tuple(changes)
+
+
+# --- classes -------------------------------------------------------------------------------
+
+
+def _count_classes(
+    folders: tuple[Path, Path], contract: tuple[Contract, Contract], kind: str, rows: list[dict[str, dict[str, Any]]]
+) -> tuple[str, list[dict[str, int]]]:
+    """Return what is counted, and the numbers by class of both outputs."""
+    counts: list[dict[str, int]] = []
+    unit = "samples"
+    for folder, of, held in zip(folders, contract, rows, strict=True):
+        space = of.label_space
+        names = dict(zip(space.ids, space.names, strict=True))
+        if kind == "build" or any("mask_size" in row for row in held.values()):
+            unit = "pixels"
+            values = _label_pixels(folder, kind, held)
+        else:
+            values = Counter(label for row in held.values() for label in row["labels"])
+        counts.append({name: values[value] for value, name in names.items()})
+    return unit, counts
+
+
+def _label_pixels(folder: Path, kind: str, rows: Mapping[str, Mapping[str, Any]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for mask in _masks(folder, kind, rows):
+        values, counts = np.unique(mask, return_counts=True)
+        total.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+    return total
+
+
+def _masks(folder: Path, kind: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[Array]:
+    if kind == "shards":
+        for row in rows.values():
+            arrays = tar_format.read_sample(folder, dict(row)).arrays
+            if "mask" in arrays:
+                yield arrays["mask"]
+    elif (folder / output_names.LABELS).is_file():
+        with geotiff.open_raster(str(folder / output_names.LABELS)) as dataset:
+            for window in grids.cut_tiles(dataset.shape, STRIP_ROWS, dataset.shape[1]):
+                yield dataset.read(1, window=window.slices)
