@@ -102,8 +102,11 @@ def test_a_real_window_is_found_where_it_was_put_and_not_elsewhere(real: Path, t
     command = ["compare", str(build), "--released", str(path), "--out", str(tmp_path / "compare.json")]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == ExitCode.FINDINGS
-    assert "0 of 1 windows placed" in shown.output
-    assert CliRunner().invoke(app, [*command, "--least", "0"]).exit_code == 0
+    assert "0 of 1 windows placed, 0 copies; the highest correlation is 0." in shown.output
+    assert "or lower --least" in shown.output
+    assert "released DN" not in shown.output
+    shown = CliRunner().invoke(app, [*command, "--least", "0"])
+    assert (shown.exit_code, "published %" in shown.output, "released DN" in shown.output) == (0, False, True)
     assert json.loads((tmp_path / "compare.json").read_text())["placed"] == 1
     CliRunner().invoke(app, command)
     document = json.loads((tmp_path / "compare.json").read_text())

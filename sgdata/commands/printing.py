@@ -83,23 +83,32 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str) -> N
 
 def show_comparison(report: Mapping[str, Any]) -> None:
     """Print the placed windows, classes and bands of a comparison with a released set."""
-    show_table(
-        ("class", "published %", "released %", "build %", "IoU"),
-        [
-            (
-                row["class"],
-                *(f"{100 * row[key]:.2f}" for key in ("published_share", "released_share", "build_share")),
-                "" if row["iou"] is None else f"{row['iou']:.3f}",
-            )
-            for row in report["classes"]
-        ],
-    )
+    placed = f"{report['placed']} of {report['windows']} windows placed, {report['copies']} copies"
+    if not report["placed"]:
+        best = max(place["correlation"] for place in report["places"])
+        print(
+            f"{placed}; the highest correlation is {best:.2f}, expected {report['least_correlation']:g} or more; "
+            "build the ground of the windows, or lower --least"
+        )
+        return
+    if report["agreement"] is not None:  # else the windows have no labels
+        show_table(
+            ("class", "published %", "released %", "build %", "IoU"),
+            [
+                (
+                    row["class"],
+                    *(f"{100 * row[key]:.2f}" for key in ("published_share", "released_share", "build_share")),
+                    "" if row["iou"] is None else f"{row['iou']:.3f}",
+                )
+                for row in report["classes"]
+            ],
+        )
+        placed += f", {report['agreement']:.1%} of the pixels have the same class"
+        placed += f", {report['unmapped_share']:.1%} are unmapped in the build"
     keys = ("released_mean", "build_mean", "difference", "rmse", "correlation")
     rows = [(row["band"], *("" if row[key] is None else f"{row[key]}" for key in keys)) for row in report["bands"]]
     show_table(("band", "released DN", "build DN", "difference", "RMSE", "correlation"), rows)
-    agreed = "" if report["agreement"] is None else f", {report['agreement']:.1%} of the pixels have the same class"
-    unmapped = f", {report['unmapped_share']:.1%} are unmapped in the build"
-    print(f"{report['placed']} of {report['windows']} windows placed, {report['copies']} copies{agreed}{unmapped}")
+    print(placed)
 
 
 def show_audit(report: AuditReport, *, folder: Path | None) -> None:
