@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import popen_forkserver
+from multiprocessing import forkserver, popen_forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,8 @@ from sgdata.errors import ServiceError, SettingError
 
 CONNECT_S, ALONE_S = 10, 60
 """Seconds within which a scheduler must answer, and for which it may be without workers, as while they start."""
+SIGNAL_S = 0.3
+"""Time in which a SIGTERM that ended the workers, sent to all processes of a job, reaches this one as well."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -75,6 +77,7 @@ def run(
         try:
             yield from _in_order(submit, items, 3 * max(workers, threads))
         except BrokenProcessPool:
+            time.sleep(SIGNAL_S)
             # Usually the kernel, when memory runs out. Finished results were already yielded.
             raise WorkerLostError(f"one of {workers} workers was killed, for its memory perhaps; give fewer") from None
         finally:
@@ -88,6 +91,13 @@ def _executor(task: Callable[[T], R], workers: int, threads: int) -> Executor:
     module = getattr(task, "func", task).__module__
     context = _Context() if module != "__main__" else multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
+    # Processes inherit which signals are blocked: those that a job as a whole gets shall reach this process only.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1))
+    try:
+        resource_tracker.ensure_running()
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupts)
 
 

@@ -46,9 +46,9 @@ terminal.run(app, "sgdata")
 """
 
 
-def start(out: Path, *options: str) -> subprocess.Popen[str]:
+def start(out: Path, *options: str, job: str = JOB) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-c", JOB, str(out), *options]
+    words = [sys.executable, "-c", job, str(out), *options]
     process = subprocess.Popen(
         words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -68,6 +68,29 @@ def test_a_signal_ends_a_command_with_one_line_and_one_code(how: signal.Signals,
     assert err == f"sgdata: stopped by {name}; what is finished is kept: the same command continues\n"
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
     assert status.statuses(tmp_path / "out")[0].state == "stopped"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_to_all_processes_of_a_job_is_one_line_too(how: signal.Signals, tmp_path: Path) -> None:
+    head = JOB.partition("    def items")[0]
+    body = """
+    from sgdata import pool
+    def items():
+        for number in range(1000):
+            print("working", flush=True)
+            yield 0.1
+    with files.only_writer(out):
+        for each in pool.run(time.sleep, items(), workers=2):
+            pass
+    return Outcome(value=out)
+"""
+    process = start(tmp_path / "out", job=head + body + "terminal.run(app, 'sgdata')\n")
+    for _ in range(8):  # until results have come back
+        assert process.stdout is not None and process.stdout.readline() == "working\n"
+    os.killpg(process.pid, how)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.count("\n")) == (ExitCode.INTERRUPTED, 1), err
+    assert err.startswith("sgdata: stopped by ")
 
 
 def test_the_lines_of_a_command_are_json(tmp_path: Path) -> None:
