@@ -1,13 +1,11 @@
-"""Read and write documents and outputs: strict TOML and JSON, atomic writes, SHA256SUMS, one writer per output."""
+"""Read and write documents and outputs: strict TOML and JSON, atomic writes, SHA256SUMS."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -19,26 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sgdata import heartbeat, output_names
+from sgdata import output_names
 from sgdata.errors import OutputError, SettingError, SourceError, escape_hidden
 
 T = TypeVar("T")
 
 LOG = ".log"
-log = logging.getLogger("sgdata")
-# Errors of file systems that have no locks, or no way to flush a folder.
+# Errors of file systems that cannot flush a folder.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
-# The file that identifies each kind of output.
-KINDS = {
-    output_names.SIMULATION: "a simulated archive",
-    output_names.IMAGE: "a build",
-    output_names.INDEX: "shards",
-    output_names.METRICS: "a training run",
-    output_names.AUDIT: "an audit",
-    output_names.CROISSANT: "a release",
-    output_names.LEDGER: "a ledger",
-}
 
 
 # --- strict documents ----------------------------------------------------------------------
@@ -401,46 +388,6 @@ def parse_sums(content: bytes, origin: str) -> dict[str, str]:
             )
         digests[match[2]] = match[1]
     return digests
-
-
-# --- one writer per output -----------------------------------------------------------------
-
-
-@contextmanager
-def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
-    """Lock `folder` (created if missing) for this process while the context is open.
-
-    Args:
-        folder: Output folder; the lock is `.lock` inside.
-        mark: Key of KINDS of this kind of output, or "" for a kind without one. None: do not check the kind.
-
-    Raises:
-        OutputError: Another process holds the lock, the folder contains another kind of output, or it is not writable.
-        SettingError: The folder is a URL.
-    """
-    from sgdata import local_paths  # not at the top, where this chain of imports is long
-
-    local_paths.require_local(str(folder), "--out", writes=True)
-    # Every kind has a contract, a recipe and sums: the new output would overwrite those of the old one.
-    for other in [name for name in KINDS if mark is not None and name != mark and (folder / name).exists()]:
-        raise OutputError(f"{folder}: holds {KINDS[other]} ({other}); choose another --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
-    except OSError as error:
-        raise write_error(folder, error) from None
-    with handle:
-        try:
-            # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in _UNSUPPORTED:
-                raise OutputError(
-                    f"{folder}: another process is writing here; wait for it or choose another --out"
-                ) from None
-            log.warning("%s: its file system has no locks (%s); let one process write here", folder, error.strerror)
-        with heartbeat.beating(folder):
-            yield
 
 
 def require_file(path: Path, what: str) -> Path:

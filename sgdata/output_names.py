@@ -42,3 +42,15 @@ def program_of(name: str) -> str:
 def is_own(name: str) -> bool:
     """Return whether an output may have a file of this name itself; styles are also written by us."""
     return name.endswith(STYLE) or not program_of(name)
+
+
+# The file that identifies each kind of output.
+KINDS = {
+    SIMULATION: "a simulated archive",
+    IMAGE: "a build",
+    INDEX: "shards",
+    METRICS: "a training run",
+    AUDIT: "an audit",
+    CROISSANT: "a release",
+    LEDGER: "a ledger",
+}

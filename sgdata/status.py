@@ -67,12 +67,12 @@ def statuses(folder: Path) -> list[Status]:
 
 
 def _is_output(folder: Path) -> bool:
-    names = (output_names.SUMS, ".lock", heartbeat.NAME, *files.KINDS)
+    names = (output_names.SUMS, ".lock", heartbeat.NAME, *output_names.KINDS)
     return any((folder / name).exists() for name in names)
 
 
 def _status(folder: Path) -> Status:
-    kind = next((text for name, text in files.KINDS.items() if (folder / name).exists()), "")
+    kind = next((text for name, text in output_names.KINDS.items() if (folder / name).exists()), "")
     writer = read(folder)
     if writer is not None and writer.alive:
         age = max(round(time.time() - writer.updated), 0)

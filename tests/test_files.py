@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata import files, output_names
+from sgdata import files, output_lock, output_names
 from sgdata.errors import OutputError, SettingError, SourceError
 
 
@@ -153,7 +153,7 @@ def test_sums_are_sorted_and_skip_files_with_timestamps(tmp_path: Path) -> None:
 
 def write_meanwhile(folder: Path, answers: multiprocessing.Queue[str]) -> None:
     try:
-        with files.only_writer(folder):
+        with output_lock.only_writer(folder):
             answers.put("wrote")
     except OutputError as error:
         answers.put(str(error))
@@ -162,12 +162,12 @@ def write_meanwhile(folder: Path, answers: multiprocessing.Queue[str]) -> None:
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     answers = context.Queue()
-    with files.only_writer(tmp_path / "out"):
+    with output_lock.only_writer(tmp_path / "out"):
         other = context.Process(target=write_meanwhile, args=(tmp_path / "out", answers))
         other.start()
         assert "another process is writing here" in answers.get(timeout=60)
         other.join()
-    with files.only_writer(tmp_path / "out"):
+    with output_lock.only_writer(tmp_path / "out"):
         pass
 
 

@@ -17,7 +17,7 @@ import rasterio
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_names
+from sgdata import catalog, files, output_lock, output_names
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
@@ -146,7 +146,7 @@ def test_the_command_refuses_a_second_writer_and_a_hole(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "sgdata.cli", *words]
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
-    with files.only_writer(tmp_path / "b"):
+    with output_lock.only_writer(tmp_path / "b"):
         second = sgdata("build", *common, "--osm", "none", "--dates", "2019-06-01/2019-06-30", "--out", f"{tmp_path}/b")
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert "another process is writing here" in second.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import files, heartbeat, log_lines, progress, status
+from sgdata import files, heartbeat, log_lines, output_lock, progress, status
 from sgdata.cli import app
 from sgdata.errors import ExitCode, SettingError, SourceError
 
@@ -37,7 +37,7 @@ def work(out: Path) -> Outcome[Path]:
             yield number
             print("working", flush=True)
             time.sleep(0.1)
-    with files.only_writer(out):
+    with output_lock.only_writer(out):
         for each in progress.track(items(), label="tiles", total=1000):
             pass
     return Outcome(value=out)
@@ -129,7 +129,7 @@ def test_a_killed_job_is_shown_as_stopped_at_its_progress(tmp_path: Path) -> Non
 
 
 def test_the_heartbeat_is_in_no_list_of_sums_and_removed(tmp_path: Path) -> None:
-    with files.only_writer(tmp_path):
+    with output_lock.only_writer(tmp_path):
         files.write(tmp_path / "a", b"a")
         while not (tmp_path / heartbeat.NAME).exists():
             time.sleep(0.01)

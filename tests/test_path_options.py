@@ -10,7 +10,7 @@ import pytest
 from test_release import finished_build
 from typer.main import get_command
 
-from sgdata import cli, files, local_paths, terminal
+from sgdata import cli, local_paths, output_lock, terminal
 from sgdata.errors import SettingError
 from sgmodel import cli as model_cli
 
@@ -105,7 +105,7 @@ def test_outputs_of_python_refuse_an_address(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with (
         pytest.raises(SettingError, match="--out 's3:/bucket/x': is an address"),
-        files.only_writer(Path("s3://bucket/x")),
+        output_lock.only_writer(Path("s3://bucket/x")),
     ):
         pass
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_names
+from sgdata import catalog, files, output_lock, output_names
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import tiles, window_staging
@@ -520,7 +520,7 @@ def test_missing_osm_is_reported_before_any_pixel_is_read(tmp_path: Path, recipe
 
 def test_a_second_builder_is_refused(tmp_path: Path, recipe: BuildRecipe) -> None:
     wrap(tmp_path / "a", [scene("2019-06-01", ground(1))])
-    with files.only_writer(tmp_path / "b"), pytest.raises(OutputError, match="another process"):
+    with output_lock.only_writer(tmp_path / "b"), pytest.raises(OutputError, match="another process"):
         run(recipe, tmp_path / "a", tmp_path / "b")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, output_lock
 from sgdata.audits import checks, findings
 from sgdata.audits.evidence import AuditEvidence
 from sgdata.errors import SettingError
@@ -59,7 +59,7 @@ def propose(evidence: AuditEvidence, settings: SplitSettings) -> tuple[AuditEvid
 def write(out: Path, proposed: AuditEvidence, report: SplitReport) -> findings.AuditReport:
     """Write `<split>.txt` (sample keys), `split.json` and `audit.json` into `out`; return the audit."""
     audited = checks.run_checks(proposed)
-    with files.only_writer(out, findings.NAME):
+    with output_lock.only_writer(out, findings.NAME):
         for part, samples in proposed.splits.items():
             files.write(out / f"{file_name(part)}.txt", "".join(f"{facts.key}\n" for facts in samples).encode())
         files.write(out / "split.json", files.pretty_json(report))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from sgdata import files, local_paths, output_names, pool, progress, urls
+from sgdata import files, local_paths, output_lock, output_names, pool, progress, urls
 from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
@@ -154,7 +154,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         raise SettingError("--raster: streets are drawn over it; give --osm a source of OpenStreetMap data")
     if locked and not exact:  # which refuses other dates
         recipe = as_locked(recipe, locked)
-    with files.only_writer(paths.out, output_names.IMAGE):
+    with output_lock.only_writer(paths.out, output_names.IMAGE):
         build_folder.require_unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, progress, reuse, urls
+from sgdata import files, output_lock, progress, reuse, urls
 from sgdata.composite import window_staging
 from sgdata.errors import SettingError
 from sgdata.rasters import cog
@@ -90,7 +90,7 @@ def write(
     scratch = out / ".scratch"
     access = access_of(address, allow_private_hosts=allow_private_hosts)
     untold = 0
-    with files.only_writer(out, ""):
+    with output_lock.only_writer(out, ""):
         for item in progress.track(planned.items, label="clouds", total=len(planned.items)):
             path = out / f"{file_name(item.scene.id)}.tif"
             scene = search.resolve_hrefs(item.scene, address)

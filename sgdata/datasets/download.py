@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, output_names, progress, safe_names
+from sgdata import files, output_lock, output_names, progress, safe_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
@@ -99,7 +99,7 @@ def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, s
     """
     if plan.bytes > plan.free:
         raise OutputError(f"{out}: needs {plan.bytes:,} bytes, {plan.free:,} are free; choose another --out or --part")
-    with files.only_writer(out, ""):
+    with output_lock.only_writer(out, ""):
         # One file at a time, listed as soon as it is verified: an interruption costs one file at most.
         for source in plan.sources:
             try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdata import catalog, files, output_names
+from sgdata import catalog, files, output_lock, output_names
 from sgdata.errors import ExitCode, SourceError
 
 log = logging.getLogger("sgdata")
@@ -88,7 +88,7 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
     from sgdata.demo import score
     from sgdata.pages import folder
 
-    with files.only_writer(out):
+    with output_lock.only_writer(out):
         seconds: dict[str, float] = {}
         # Each stage in its own process, as for a user: nothing is passed on in memory.
         for stage, command in commands(story, out, workers).items():

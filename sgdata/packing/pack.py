@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import files, output_names, pool, progress, safe_names
+from sgdata import files, output_lock, output_names, pool, progress, safe_names
 from sgdata.datasets import archives
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
@@ -134,7 +134,7 @@ def pack(
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read, builds=inputs.builds)
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
-    with files.only_writer(out, output_names.INDEX):
+    with output_lock.only_writer(out, output_names.INDEX):
         _prepare(out, recipe, tasks.tar_prefix(recipe, contract), {task.name for task in shard_tasks}, fresh=fresh)
         totals = ShardTotals(contract)
         totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]

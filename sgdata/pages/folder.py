@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sgdata import files, output_names
+from sgdata import files, output_lock, output_names
 from sgdata.audits import findings
 from sgdata.errors import OutputError, SourceError
 from sgdata.pages import build, html, ledger, run, samples, tables
@@ -28,7 +28,7 @@ def write(path: Path, out: Path, layers: Sequence[Path] = ()) -> Path:
     # Never delete files that are not of an earlier page.
     if out.exists() and any(out.iterdir()) and not (out / MARK).exists():
         raise OutputError(f"{out}: holds files that are not an earlier page; choose another --out")
-    with files.only_writer(out):
+    with output_lock.only_writer(out):
         (out / MARK).touch()
         for old in out.iterdir():
             if old.name in {MARK, ".lock"}:

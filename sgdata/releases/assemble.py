@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, output_names, urls, verification
+from sgdata import catalog, files, output_lock, output_names, urls, verification
 from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
@@ -64,7 +64,7 @@ def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]
         raise SettingError(f"release: home is {order.home!r:.200}: expected an address such as https://...; correct it")
     inputs = _checked(order)
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
-    with files.only_writer(order.out):
+    with output_lock.only_writer(order.out):
         try:
             for stale in (*order.out.glob(f".{order.title}*.partial*"), *order.out.glob(f"{order.title}.tar.new")):
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()

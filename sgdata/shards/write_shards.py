@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import files, output_names
+from sgdata import files, output_lock, output_names
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
@@ -289,7 +289,7 @@ def write(
     for sample in sorted((storable(sample, contract) for sample in samples), key=lambda sample: sample.key):
         by_split.setdefault(sample.split, []).append(sample)
     totals = ShardTotals(contract)
-    with files.only_writer(out):
+    with output_lock.only_writer(out):
         for split, members in sorted(by_split.items()):
             counts = statistics.empty(len(contract.bands))
             for sample in members:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from sgdata import files, output_names, pool, progress
+from sgdata import files, output_lock, output_names, pool, progress
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import osm_elements
 from sgdata.rasters import grids
@@ -72,7 +72,7 @@ def simulate(
     if ground != "plain":  # archives of the plain ground keep the bytes that they had before there were others
         about["ground"] = ground
     out = Path(out)
-    with files.only_writer(out, output_names.SIMULATION):
+    with output_lock.only_writer(out, output_names.SIMULATION):
         marker = out / output_names.SIMULATION
         if marker.exists() and files.read_plain(marker) != about:
             raise OutputError(f"{out}: holds another simulation ({marker.read_text().strip()}); choose another --out")

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from sgdata import files, output_names, progress
+from sgdata import files, output_lock, output_names, progress
 from sgdata.errors import ExitCode, SettingError
 from sgdata.rasters import grids
 from sgdata.safe_names import file_name
@@ -98,7 +98,7 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     if len(paths.inputs) != count:
         expected = "--input and --after" if count == 2 else "--input alone"
         raise SettingError(f"{len(paths.inputs)} inputs for the task '{predictor.task}': expected {expected}")
-    with files.only_writer(paths.out, ""):
+    with output_lock.only_writer(paths.out, ""):
         output_files.remove_previous(paths.out)
         if is_shards:
             predict_shards(recipe, predictor, paths)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sgdata import files, output_names, pool
+from sgdata import files, output_lock, output_names, pool
 from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
@@ -43,7 +43,7 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
     """
     experiments.check(recipe)
     paths = pool.absolute(paths) if cluster else paths
-    with files.only_writer(paths.out):
+    with output_lock.only_writer(paths.out):
         files.mark_unfinished(paths.out)
         failed = train_missing_runs(possible_runs(recipe, paths), paths.out, workers, cluster)
         write(recipe, paths)

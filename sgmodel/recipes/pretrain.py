@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sgdata import files
+from sgdata import output_lock
 from sgdata.errors import ExitCode, SettingError
 from sgdata.safe_names import file_name
 from sgdata.types import Array, Contract
@@ -128,7 +128,7 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
             logger.info("split '%s':", held_out.split)
             print(json.dumps({"mask_ratio": recipe.mask_ratio, **scores}))
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
+    with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         return _train(setup, model, task, paths)
 
 

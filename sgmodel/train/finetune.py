@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from sgdata import files
+from sgdata import files, output_lock
 from sgdata.errors import ExitCode, SettingError
 from sgmodel import distributed
 from sgmodel.checkpoints import cards
@@ -313,7 +313,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
             logger.info("split '%s':", scoring.scored.test.split)
             print(json.dumps(figures))
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
+    with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         return _train(setup.recipe, task, scoring, paths)
 
 
@@ -329,7 +329,7 @@ def score(
     if paths.dry_run:
         print(f"{len(scoring.scored.test)} samples are scored with {len(source)} training samples, none is trained on")
         return ExitCode.DONE
-    with files.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
+    with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
         figures = scoring.conclude(paths.out)
         results = {"steps": 0, **describe_evaluation(setup.recipe, source, scoring.scored.test), **figures}
