@@ -25,7 +25,7 @@ JOB = """
 import sys, time
 from pathlib import Path
 import typer
-from sgdata import files, progress, terminal
+from sgdata import output_lock, progress, terminal
 from sgdata.public_commands import Outcome, command
 
 app = typer.Typer()
@@ -79,7 +79,7 @@ def test_a_signal_to_all_processes_of_a_job_is_one_line_too(how: signal.Signals,
         for number in range(1000):
             print("working", flush=True)
             yield 0.1
-    with files.only_writer(out):
+    with output_lock.only_writer(out):
         for each in pool.run(time.sleep, items(), workers=2):
             pass
     return Outcome(value=out)
