@@ -116,7 +116,7 @@ def test_members_are_never_unpickled(folder: Path) -> None:
 
 
 def test_samples_are_tensors_that_operators_take(folder: Path) -> None:
-    samples = Samples(str(folder), "train", ("image", "mask"))  # type: ignore[arg-type]
+    samples = Samples(str(folder), "train", ("image", "mask"))
     batch = next(iter(DataLoader(samples, batch_size=4)))
     model = torch.nn.Conv2d(len(samples.bands), 16, 1)
     ignore = samples.contract.label_space.ignore_index

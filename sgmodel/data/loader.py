@@ -166,7 +166,7 @@ class Samples:
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         split: str,
         members: Sequence[str],
         *,
