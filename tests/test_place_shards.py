@@ -89,6 +89,28 @@ def test_an_audit_compares_places(tmp_path: Path, builds: Path) -> None:
     assert places["east"]["reflectance"] > places["west"]["reflectance"]
 
 
+def test_a_release_of_several_places(tmp_path: Path, builds: Path) -> None:
+    sgdata.shard("segmunich", source=builds, out=tmp_path / "all")
+    for name in place_archive.NAMES:
+        sgdata.shard("segmunich", source=builds / name, out=tmp_path / name)
+    catalogue = {"register": tmp_path / "catalogue"}
+    one = sgdata.release("cities", "1.0", tmp_path / "all", out=tmp_path / "r", build=builds, **catalogue)
+    assert verification.verify(one) == []
+    for name in place_archive.NAMES:
+        kept = one / "places" / name / "segmunich.lock.json"
+        assert kept.read_bytes() == (builds / name / "segmunich.lock.json").read_bytes()
+    parts = [tmp_path / name for name in place_archive.NAMES]
+    places = [builds / name for name in place_archive.NAMES]
+    two = sgdata.release("parts", "1.0", parts, out=tmp_path / "r", build=places, **catalogue)
+    assert verification.verify(two) == []
+    whole, joined = contracts.read(one), contracts.read(two)
+    # Counted from the same pixels, in other tars.
+    assert (joined.statistics, joined.splits) == (whole.statistics, whole.splits)
+    assert {row["place"] for row in rows(two)} == set(place_archive.NAMES)
+    with pytest.raises(SourceError, match="unknown samples"):
+        sgdata.release("half", "1.0", tmp_path / "all", out=tmp_path / "r", build=places[:1], **catalogue)
+
+
 def facts(place: str, split: str, *, brightness: float = 1000, classes: dict[int, int] | None = None) -> Facts:
     return Facts(
         key=f"{place}-{split}", split=split, pixels="", turned="", thumbnail=b"", footprint=None, date=None,

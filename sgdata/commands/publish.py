@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -28,10 +30,15 @@ Unmapped = Literal["zero", "leave-out"]
 def release(
     name: Annotated[str, typer.Argument(help="Name of the release: lower case letters, digits, - and _.")],
     version: Annotated[str, typer.Argument(help="Version such as 1.0; a released version never changes.")],
-    source: Annotated[Path, typer.Option("--from", help="Folder of shards.")],
+    source: Annotated[list[Path], typer.Option("--from", help="Folder of shards; repeatable: one release of all.")],
     out: Out,
     build: Annotated[
-        Path | None, typer.Option("--build", help="Build that the shards were packed from; required for such shards.")
+        list[Path] | None,
+        typer.Option(
+            "--build",
+            help="Build that the shards were packed from; required for such shards. Repeated, or the folder of several "
+            "builds, for shards of several places.",
+        ),
     ] = None,
     archive: Annotated[
         bool, typer.Option("--archive", help="Also write the release as one tar file, reproducible byte for byte.")
@@ -62,20 +69,29 @@ def release(
     """
     from sgdata.audits import checks, collect_evidence
     from sgdata.audits.findings import AuditReport
+    from sgdata.packing import place_sources
     from sgdata.releases import assemble, release_content
+    from sgdata.shards import join_shards
 
     def audited(shards: Path) -> AuditReport:
         return checks.run_checks(
-            collect_evidence.collect_evidence(collect_evidence.detect_subject(shards, lock_of=build), workers=workers)
+            collect_evidence.collect_evidence(collect_evidence.detect_subject(shards, lock_of=first), workers=workers)
         )
 
     log_lines.listen(quiet)
+    builds = place_sources.find(build) if build else {}
+    first = next(iter(builds.values()), build[0] if build else None)
     order = release_content.ReleaseOrder(
-        name=name, version=version, source=source, out=out, build=build, private=private, licence=licence,
+        name=name, version=version, source=source[0], out=out, build=None if builds else first, builds=builds,
+        private=private, licence=licence,
         published=date, register=register or assemble.register_of_checkout(), archive=archive,
         previous=previous, cite=cite, home=home,
     )  # fmt: skip
-    folder, report = assemble.release(order, audited)
+    with tempfile.TemporaryDirectory() as joined:
+        if len(source) > 1:
+            join_shards.join(source, Path(joined), copy=True)
+            order = replace(order, source=Path(joined))
+        folder, report = assemble.release(order, audited)
     listed = [f"{check.name}: {check.message}" for check in report.checks if check.state == "finding"]
     text = f"released with {report.findings} findings, listed in its card: {'; '.join(listed)}"
     show = partial(printing.show_folder, folder, [text] if listed else [])

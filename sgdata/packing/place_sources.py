@@ -157,17 +157,16 @@ def list_places(
         for ref in listing.refs:
             chosen = held.get(place) or (TRAIN if ref.split in replaced else ref.split)
             meta = ref.meta | {"place": place}
-            refs.append(replace(ref, key=_key(ref, place), split=chosen, meta=meta))
+            key = ref.key if "place" in ref.meta else key_of(ref.key, place)
+            refs.append(replace(ref, key=key, split=chosen, meta=meta))
     notes = tuple(note for listing in listings.values() for note in listing.notes)
     return replace(first, refs=tuple(refs), contract=contract and replace(contract, shape=None), notes=notes)
 
 
-def _key(ref: SampleRef, place: str) -> str:
-    """Return the key of a patch with its place, which builds of several places have in it already."""
-    if "place" in ref.meta:
-        return ref.key
-    tail = TAIL.search(ref.key)
-    name, end = (ref.key[: tail.start()], tail[0]) if tail else (ref.key, "")
+def key_of(key: str, place: str) -> str:
+    """Return the key of a patch of a build that carries no place with the place in it."""
+    tail = TAIL.search(key)
+    name, end = (key[: tail.start()], tail[0]) if tail else (key, "")
     return safe_names.key_part(f"{name}-{place}") + end
 
 

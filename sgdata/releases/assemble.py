@@ -22,7 +22,7 @@ from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
-from sgdata.releases import card, croissant, release_content, series, stac
+from sgdata.releases import card, croissant, place_builds, release_content, series, stac
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
@@ -90,7 +90,7 @@ def register_of_checkout() -> Path | None:
 def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
     files.require_file(order.source / output_names.INDEX, "a folder written by 'sgdata shard'")
-    for folder in (order.source, *([order.build] if order.build else [])):
+    for folder in (order.source, *([order.build] if order.build else []), *order.builds.values()):
         # Before anything is copied: users can verify only the release, not its inputs.
         if differences := verification.verify(folder):
             raise OutputError(
@@ -104,6 +104,8 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
         series.check_previous(order.previous, order)
     if not ours:
         return contract, None
+    if order.builds:
+        return contract, place_builds.check(order.source, contract, order.builds)
     if order.build is None:
         raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
@@ -136,6 +138,8 @@ def _assemble(
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
         _copy(order.build / output_names.RECIPE, folder / RECIPE_OF_BUILD)
+    for name, path in place_builds.documents(order.builds).items():
+        _copy(path, folder / name)
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = tar_format.read_index(folder)

@@ -33,6 +33,7 @@ class ReleaseOrder:
         source: folder of shards or build.
         out: output folder.
         build: build that the shards were packed from.
+        builds: builds by place, of shards of several places.
         private: whether data that must not be passed on are allowed.
         licence: licence of the user's own data, as their owner states it.
         published: ISO date for the metadata.
@@ -48,6 +49,7 @@ class ReleaseOrder:
     source: Path
     out: Path
     build: Path | None = None
+    builds: Mapping[str, Path] = field(default_factory=dict)
     private: bool = False
     licence: str = ""
     published: str = ""

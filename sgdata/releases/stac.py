@@ -83,7 +83,7 @@ def _item(content: ReleaseContent, split: str, software: str) -> pystac.Item:
         "processing:software": {"sgdata": software},
         "processing:lineage": f"{len(rows)} samples; {contract.resampling} onto one grid of {contract.pixel_m:g} m",
     }
-    if content.lock:
+    if content.lock and not content.order.builds:
         # The row and column of a sample count from the corner of this grid.
         grid = content.lock.grid
         properties |= {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape)}

@@ -58,6 +58,8 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
     _write_index(out / output_names.INDEX, tables)
     held = [(folder / output_names.QUARANTINE).read_bytes() for folder in folders if _has_quarantine(folder)]
     files.write(out / output_names.QUARANTINE, b"".join(held))
+    if (folders[0] / output_names.RECIPE).is_file():
+        files.write(out / output_names.RECIPE, (folders[0] / output_names.RECIPE).read_bytes())
     contract = _together(parts)
     contracts.write(out, contract)
     files.write_sums(out, digests)
