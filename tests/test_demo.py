@@ -16,6 +16,7 @@ SMALL = run_demo.Story(
     build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),
     # samples of 64 px need no crop to fit the small models
     pretrain=("training.epochs=1", "training.batch=8", "augment.crop_area=[1.0, 1.0]"),
+    few=("training.fraction=0.3",),
     segment=("training.epochs=1", "training.batch=8", "augment.crop_area=[1.0, 1.0]", "evaluate_every=0"),
     linear=("training.epochs=1",),
 )
@@ -54,7 +55,13 @@ def test_the_summary_has_every_key_and_sane_figures(twice: list[Path]) -> None:
     assert summary["patches"] > 0
     assert summary["shards"] >= 2
     assert summary["pretrain"]["steps"] > 0
-    assert 0 <= summary["segment"]["miou"] <= 1
+    segment = summary["segment"]
+    assert all(0 <= segment[f"miou{name}"] <= 1 for name in ("", "_scratch", "_linear", "_majority"))
+    few, every = segment["labels"]["segment"], segment["labels"]["scratch"]
+    assert segment["labels"] == {"segment": few, "scratch": every, "linear": every}
+    assert few["patches"] == int(0.3 * every["patches"] + 0.5)
+    assert 0 < few["km2"] < every["km2"] < 9
+    assert json.loads((twice[0] / "archive/simulation.json").read_text())["ground"] == "context"
     assert (twice[0] / summary["page"]).is_file()
 
 
@@ -68,6 +75,7 @@ def test_the_release_of_the_demo_verifies(twice: list[Path]) -> None:
 def test_the_page_shows_every_step(twice: list[Path]) -> None:
     text = (twice[0] / "page" / "index.html").read_text()
     titles = ("Figures", "Map", "Class shares", "Samples", "Pretraining: Loss", "Fine-tuning: Confusion matrix")
+    assert "pretrained minus linear model with all labels" in text
     assert all(f"<h2>{title}" in text for title in titles)
     assert "True land cover" in text
     for name in ("pretrain.png", "segment.png", "bokeh.min.js", "values/o-land_cover.js"):

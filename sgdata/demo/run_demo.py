@@ -22,14 +22,16 @@ log = logging.getLogger("sgdata")
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """Size of the city, and changes to the recipes of the demo.
+    """Size and ground of the city, and changes to the recipes of the demo.
 
     Attributes:
         size_km: side of the city.
         dates: number of acquisition dates.
         seed: seed of the simulation.
+        ground: `context` or `plain`.
         pretrain: `--set` texts of the pretraining.
-        segment: `--set` texts of the segmentation model.
+        few: `--set` texts of the pretrained segmentation model, which has few labels, before those of `segment`.
+        segment: `--set` texts of both segmentation models.
         linear: `--set` texts of the per-pixel linear model.
         build: `--set` texts of the build.
     """
@@ -37,7 +39,10 @@ class Story:
     size_km: float = 8.0
     dates: int = 12
     seed: int = 1
+    ground: str = "context"
     pretrain: tuple[str, ...] = ()
+    # As many steps as with all labels.
+    few: tuple[str, ...] = ("training.fraction=0.15", "training.epochs=53")
     segment: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
     # Small blocks, or a split of a small city would lack the rare classes.
@@ -46,23 +51,31 @@ class Story:
 
 # Stages that may exit with findings: small cities have pixels without a clear observation, and audit findings.
 MAY_HAVE_FINDINGS = ("build", "audit", "release")
+# What the pretrained segmenter, which has few labels, is compared with: title, least difference in mIoU expected.
+RIVALS = {
+    "linear": ("linear model with all labels", 0.10),
+    "scratch": ("random weights with all labels", 0.0),
+}
 # Staged pixels, kept until the build is scored; hidden, so that SHA256SUMS omits them.
 SCRATCH = ".scratch"
 
 
 # The release is registered in its own folder: a simulated city does not belong in the catalogue of a checkout.
 STAGES = """
-simulate: sgdata simulate {out}/archive --size {size_km} --dates {dates} --seed {seed} --workers {workers}
+simulate: sgdata simulate {out}/archive --size {size_km} --dates {dates} --seed {seed} --ground {ground}
+  --workers {workers}
 build: sgdata build segmunich --aoi {out}/archive/aoi.geojson --stac {out}/archive/catalog.json
   --osm {out}/archive/osm/city.osm --out {out}/build --scratch {out}/{scratch} --workers {workers} {build}
 audit: sgdata audit {out}/build --out {out}/audit --workers {workers}
 shard: sgdata shard segmunich --source {out}/build --out {out}/shards --workers {workers}
 release: sgdata release demo-city 1.0 --from {out}/shards --build {out}/build --out {out}/release
   --catalog {out}/release --workers {workers}
-pretrain: python -m sgmodel.recipes.pretrain {train}/pretrain-demo-tiny.toml --shards {out}/shards
+pretrain: python -m sgmodel.recipes.pretrain {train}/pretrain-demo-context.toml --shards {out}/shards
   --out {out}/runs/pretrain {pretrain}
-segment: python -m sgmodel.recipes.segment {train}/segment-demo-tiny.toml --shards {out}/shards
-  --out {out}/runs/segment --weights {out}/runs/pretrain/checkpoint-last {segment}
+segment: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
+  --out {out}/runs/segment --weights {out}/runs/pretrain/checkpoint-last {few} {segment}
+scratch: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
+  --out {out}/runs/scratch {segment}
 linear: python -m sgmodel.recipes.segment {train}/segment-demo-linear.toml --shards {out}/shards
   --out {out}/runs/linear {linear}
 """
@@ -72,7 +85,7 @@ def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
     """Return the command of each stage as words, by stage name, in the order in which to run them."""
     changed = {
         name: " ".join(f"--set {shlex.quote(change)}" for change in getattr(story, name))
-        for name in ("build", "pretrain", "segment", "linear")
+        for name in ("build", "pretrain", "few", "segment", "linear")
     }
     paths = {"out": shlex.quote(str(out)), "train": shlex.quote(str(catalog.folder("recipes") / "train"))}
     text = STAGES.format(**vars(story) | changed | paths, scratch=SCRATCH, workers=workers)
@@ -127,17 +140,35 @@ def perform(stage: str, command: list[str]) -> None:
 
 
 def collect_training_results(out: Path) -> dict[str, Any]:
-    """Collect losses and segmentation scores of the runs, and the numbers of patches and shards."""
+    """Collect losses and segmentation scores of the runs with their labels, and the numbers of patches and shards."""
+    from sgdata.demo import score
+
     steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]
-    names = ("runs/segment/results.json", "runs/linear/results.json", "shards/contract.json")
-    tuned, linear, contract = (files.read_plain(out / name) for name in names)
+    contract = files.read_plain(out / "shards/contract.json")
+    results = {name: files.read_plain(out / "runs" / name / output_names.RESULTS) for name in ("segment", *RIVALS)}
+    labels = {}
+    for name in results:
+        training = files.read_plain(out / "runs" / name / output_names.RECIPE)["training"]
+        labels[name] = score.labelled(out / "build", share=training["fraction"], seed=training["fraction_seed"])
     return {
         "patches": sum(contract["splits"].values()),
         "shards": len(list((out / "shards").glob("*.tar"))),
         "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"] + 1},
-        "segment": {key: tuned[key] for key in ("miou", "miou_majority", "oa")} | {"miou_linear": linear["miou"]},
+        "segment": {key: results["segment"][key] for key in ("miou", "miou_majority", "oa")}
+        | {f"miou_{name}": results[name]["miou"] for name in RIVALS}
+        | {"labels": labels},
     }
+
+
+def comparisons(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Compare the pretrained segmenter with its rivals: (name, difference in mIoU, whether it is as expected)."""
+    segment, rows = figures["segment"], []
+    for name, (title, least) in RIVALS.items():
+        difference = segment["miou"] - segment[f"miou_{name}"]
+        verdict = "reached" if difference >= least else "MISSED"
+        rows.append((f"pretrained minus {title}", f"{difference:+.4f}", f"{verdict}: at least {least:+.2f} expected"))
+    return rows
 
 
 def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -147,6 +178,9 @@ def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
 
     def number(value: float | None) -> str:
         return "none" if value is None else f"{value:.4f}"
+
+    def labels(name: str) -> str:
+        return "{patches} patches, {km2:.1f} km2 of labels".format(**segment["labels"][name])
 
     return [
         (f"composite error, {composite['method']}", number(composite["rmse"]), "reflectance RMSE against the truth"),
@@ -158,8 +192,10 @@ def lines(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
         ("label agreement", f"{100 * figures['labels']['agreement']:.2f} %", "where OpenStreetMap mapped the ground"),
         ("offset decisions right", f"{figures['offset']['right']} of {figures['offset']['total']}", ""),
         ("patches, shards", f"{figures['patches']}, {figures['shards']}", ""),
-        ("pretraining loss", f"{number(first)} -> {number(last)}", f"{pretrain['steps']} steps"),
-        ("mIoU, fine-tuned", number(segment["miou"]), f"overall accuracy {number(segment['oa'])}"),
-        ("mIoU, per-pixel linear", number(segment["miou_linear"]), ""),
+        ("pretraining loss", f"{number(first)} -> {number(last)}", f"{pretrain['steps']} steps, without labels"),
+        ("mIoU, pretrained", number(segment["miou"]), f"{labels('segment')}; accuracy {number(segment['oa'])}"),
+        ("mIoU, random weights", number(segment["miou_scratch"]), labels("scratch")),
+        ("mIoU, linear model of single pixels", number(segment["miou_linear"]), labels("linear")),
         ("mIoU, majority class", number(segment["miou_majority"]), ""),
+        *comparisons(figures),
     ]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 # Share of cloud and shadow from which a scene counts as cloudy.
 CLOUDY = 0.05
+PIXEL_M = 10
 
 
 def fidelity(archive: Path, build: Path, *, scratch: Path, workers: int) -> dict[str, Any]:
@@ -93,3 +94,20 @@ def best_cloudy_scene(
             pixels[number] += seen.sum() * len(planes)
     clouded = cloudy & (pixels > 0)
     return float(np.sqrt(np.min(squares[clouded] / pixels[clouded])) * MSI.scale) if clouded.any() else None
+
+
+def labelled(build: Path, *, share: float, seed: int) -> dict[str, Any]:
+    """Count the training patches that `training.fraction` chooses, and the ground in km2 that they cover together."""
+    from sgdata import output_names, parquet_tables
+    from sgdata.simulation import score
+    from sgdata.splits.ground import order_digest
+
+    table = parquet_tables.read(build / output_names.PATCHES, columns=["key", "row", "col", "height", "width", "split"])
+    patches = [row for row in table.to_pylist() if row["split"] == "train"]
+    patches.sort(key=lambda row: order_digest(seed, row["key"]))
+    chosen = patches[: max(1, int(share * len(patches) + 0.5))]
+    # Patches overlap: their number alone says little about how much ground has labels.
+    covered = np.zeros(score.read(build / output_names.LABELS).shape[1:], bool)
+    for row in chosen:
+        covered[row["row"] : row["row"] + row["height"], row["col"] : row["col"] + row["width"]] = True
+    return {"patches": len(chosen), "km2": float(covered.sum()) * PIXEL_M**2 / 1e6}

@@ -106,7 +106,7 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
     budgets = np.full(len(keys), -1)
     for label in np.unique(labels[part == 0]):
         members = np.flatnonzero((part == 0) & (labels == label))
-        digests = [_digest(settings.seed + number, keys[at]) for at in members.tolist()]
+        digests = [order_digest(settings.seed + number, keys[at]) for at in members.tolist()]
         budgets[members[np.argsort(digests, kind="stable")]] = _budget(len(members), settings.budgets)
     return Draw(parts=np.array([*PARTS, LEFT_OUT])[part], budgets=budgets, blocks=len(places))
 
@@ -122,8 +122,8 @@ def _keep_gap(ground: Ground, part: Array, gap_m: float) -> Array:
     return kept
 
 
-def _digest(seed: int, key: str) -> bytes:
-    # The rule of `training.fraction` and `shots`, so that the same samples come first there.
+def order_digest(seed: int, key: str) -> bytes:
+    """Return the digest by which samples are chosen, lowest first, as `training.fraction` and `shots` do."""
     return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
