@@ -27,8 +27,8 @@ def on_files(files: Files, config: Any) -> Files:
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
         "project"
     ]["scripts"]
-    for name, entry in scripts.items():
-        app = importlib.import_module(entry.partition(":")[0]).app
+    for name in scripts:
+        app = importlib.import_module(f"{name}.cli").app
         page = "\n".join(command_page(name, typer.main.get_command(app)))
         files.append(File.generated(config, f"reference/{name}.md", content=page))
     content = "\n".join(recipe_page())
