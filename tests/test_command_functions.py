@@ -82,7 +82,7 @@ def run(*words: str) -> tuple[int, Any]:
 def test_results_are_printed_as_json(tmp_path: Path) -> None:
     files.write(tmp_path / "a", b"a")
     files.write_sums(tmp_path)
-    assert run("verify", str(tmp_path)) == (0, {"findings": [], "folder": str(tmp_path)})
+    assert run("verify", str(tmp_path)) == (0, {"findings": [], "folder": str(tmp_path), "remarks": []})
     files.write(tmp_path / "b", b"b")
     code, document = run("verify", str(tmp_path))
     assert (code, document["findings"]) == (3, ["b: not listed"])
