@@ -56,7 +56,9 @@ def join(device: torch.device) -> None:
     if world_size() > 1 and not distributed.is_initialized():
         # With its device named, NCCL connects now and not at the first barrier, which would have to guess it.
         on_gpu = device.type == "cuda"
-        distributed.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+        # Decisions are exchanged on the CPU, so that they do not wait for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        distributed.init_process_group(backend, device_id=device if on_gpu else None)
         atexit.register(distributed.destroy_process_group)
 
 
@@ -99,28 +101,26 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def agree(flags: Sequence[bool], device: torch.device) -> list[bool]:
+def agree(flags: Sequence[bool]) -> list[bool]:
     """Return for each flag whether it is set on any rank, so that all ranks take the same decision.
 
     Ranks that stopped at different steps would wait for each other for ever.
 
     Args:
         flags: Flags of this rank, as many on every rank.
-        device: Device of the process group.
     """
     if world_size() == 1:
         return list(flags)
-    votes = torch.tensor(flags, dtype=torch.int32, device=device)
+    votes = torch.tensor(flags, dtype=torch.int32)
     distributed.all_reduce(votes, op=distributed.ReduceOp.MAX)
     return [bool(vote) for vote in votes.tolist()]
 
 
-def agreed(batches: Iterator[T], device: torch.device) -> Iterator[T]:
+def agreed(batches: Iterator[T]) -> Iterator[T]:
     """Yield batches until that of one rank cannot be read; then raise on every rank, so that all of them can save.
 
     Args:
         batches: Batches of this rank, as many on every rank.
-        device: Device of the process group.
 
     Raises:
         SgdataError: A rank cannot read its batch.
@@ -131,7 +131,7 @@ def agreed(batches: Iterator[T], device: torch.device) -> Iterator[T]:
             batch = next(batches, None)
         except SgdataError as error:
             failure = error
-        (failed,) = agree([failure is not None], device)
+        (failed,) = agree([failure is not None])
         if failed:
             raise failure or SourceError("another process of this run cannot read its samples, and says why")
         if batch is None:
@@ -201,6 +201,11 @@ def sync_gradients(model: nn.Module, *, now: bool) -> Iterator[None]:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(now)
     yield
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's part of a sharded tensor, which shares its memory, and any other tensor unchanged."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def unshard(tensor: Tensor) -> Tensor:

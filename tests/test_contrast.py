@@ -66,7 +66,7 @@ def test_moco_compares_with_the_other_view_and_the_queue() -> None:
         scores = [sum(a * b for a, b in zip(q, other, strict=True)) / 0.2 for other in (k, *queue.tolist())]
         total += math.log(sum(map(math.exp, scores))) - scores[0]
     assert loss.item() == pytest.approx(total / 3, rel=1e-5)
-    model.follow()
+    model.follow(torch.zeros(()))
     # First in, first out: three old answers have left at the front.
     torch.testing.assert_close(model.queue, torch.cat([queue[3:], key.detach()]))
 
@@ -85,7 +85,7 @@ def test_the_copy_follows_slowly_and_learns_nothing_itself() -> None:
     with torch.no_grad():
         model.head[0].weight += 1.0  # type: ignore[operator]
     before = model.slow_head[0].weight.clone()  # type: ignore[operator]
-    model.follow()
+    model.follow(torch.zeros(()))
     torch.testing.assert_close(model.slow_head[0].weight, before + 0.1)  # type: ignore[arg-type]
     model.eval()
     model(*torch.rand(2, 3, 12, 32, 32))

@@ -90,7 +90,7 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
     model = made.build(setting.recipe)
     updates = loop.Updates(
         forward=model,
-        optimizer=torch.optim.AdamW(model.parameters()),
+        optimizer=torch.optim.AdamW(model.parameters(), fused=True),
         schedule=lambda step: 0.0,
         parts=setting.recipe.training.division.parts,
     )

@@ -17,7 +17,7 @@ from sgmodel import devices
 from sgmodel.data import augment
 from sgmodel.recipes import classify, programs
 from sgmodel.train import run_folder, run_paths
-from sgmodel.train.loop import Step
+from sgmodel.train.loop import Figures, Result, Step
 
 TRAIN = catalog.folder("recipes") / "train"
 CUDA = torch.device("cuda", 0)
@@ -84,7 +84,8 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(tmp_path: Path) -
     with run_folder.Log(tmp_path, 0) as log:
         for index, (wait, total) in enumerate([(0.5, 1.0), (0.0, 1.0), (0.0, 2.0), (0.3, 3.0)]):
             times = {"images": 6, "wait_s": wait, "total_s": total}
-            step = Step(index=index, terms={"loss": 1.0}, lr=0.1, grad_norm=1.0, **times)  # type: ignore[arg-type]
+            result = Result(torch.ones(1), lambda values: Figures({"loss": values[0]}, 1.0))
+            step = Step(index=index, result=result, failed=torch.zeros(()), lr=0.1, **times)  # type: ignore[arg-type]
             log.step(step, every=3, last=False, speed=speed)
     first, second = step_log.read(tmp_path / "timings.jsonl")
     assert (first["step"], second["step"]) == (0, 3)

@@ -367,16 +367,18 @@ def load(source: SampleSource, plan: Iterator[BatchIndices], *, threads: int, pi
         source: Source of the samples.
         plan: Sample numbers of each batch.
         threads: Threads that decode.
-        pinned: Whether to use pinned memory, from which copies to a GPU are asynchronous; such a copy must be complete
-            before the next batch is requested.
+        pinned: Whether to use pinned memory, from which copies to a GPU are asynchronous.
+
+    Yields:
+        Batches, which stay as they are until the next but one is requested.
     """
-    free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 1))
+    free: deque[dict[str, Tensor]] = deque({} for _ in range(AHEAD + 2))
     under_way: deque[tuple[Batch, dict[str, Tensor], list[Future[None]]]] = deque()
     with ThreadPoolExecutor(threads) as executor:
         try:
             for indices in plan:
                 under_way.append(_begin(source, indices, free.popleft(), executor, threads, pinned))
-                if not free:
+                if len(under_way) > AHEAD:
                     yield from _finish(under_way, free)
             while under_way:
                 yield from _finish(under_way, free)

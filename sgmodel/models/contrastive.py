@@ -131,22 +131,29 @@ class Contrast(nn.Module):
         total, rows = len(query_all), torch.cat([mine, mine + len(query_all)])
         scores = torch.cat([query, key]) @ torch.cat([query_all, key_all]).T
         # A view is not compared with itself; the right answer is the other view of the same image.
-        scores = scores.masked_fill(functional.one_hot(rows, 2 * total).bool(), float("-inf"))
+        itself = rows[:, None] == torch.arange(2 * total, device=rows.device)
+        scores = scores.masked_fill(itself, float("-inf"))
         return scores, (rows + total) % (2 * total)
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Update the copy and the queue of MoCo after an optimizer step, with the outputs of all ranks in this step."""
+    def follow(self, skipped: Tensor) -> None:
+        """Update the copy and the queue of MoCo after an optimizer step, with the outputs of all ranks in this step.
+
+        Args:
+            skipped: 1 if the step changed no weights, so that nothing follows, else 0.
+        """
         if self.objective.method != "moco":
             return
+        weight = (1.0 - self.objective.momentum) * (1.0 - skipped)
         for slow, fast in ((self.slow_backbone, self.backbone), (self.slow_head, self.head)):
             for old, new in zip(slow.parameters(), fast.parameters(), strict=True):
-                old.lerp_(new, 1.0 - self.objective.momentum)
+                distributed.local_part(old).lerp_(distributed.local_part(new), weight)
         keys = torch.cat(self.waiting)
         if distributed.world_size() > 1:
             keys = _gather(keys)
         self.waiting.clear()
-        self.queue = torch.cat([self.queue, keys])[-self.objective.queue :]
+        newest = torch.cat([self.queue, keys])[-self.objective.queue :]
+        self.queue = self.queue.where(skipped > 0, newest)
 
 
 def _gather(views: Tensor) -> Tensor:

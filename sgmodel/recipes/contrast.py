@@ -61,7 +61,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     assert isinstance(model, contrastive.Contrast)
     task = finetune.prepare_task(setup, model, finetune.fit_windows(setup, source), partial(objective, setup), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
-    task.updates.optimizer.register_step_post_hook(lambda *_: model.follow())
+    task.updates.optimizer.register_step_post_hook(lambda optimizer, *_: model.follow(optimizer.found_inf))
 
     def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
         return evaluate(setup, model, finetune.fit_windows(setup, held_out))

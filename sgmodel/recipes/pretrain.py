@@ -193,6 +193,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
         def score(done: int) -> None:
             if done % recipe.picture_every and done != task.total:
                 return
+            log.settle()
             scores = evaluate(setup, model, held_out)
             figures = {f"{held_out.split}_{name}": value for name, value in scores.items()}
             log.check(done - 1, figures)
@@ -207,7 +208,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report, ended=best.stalled)
+        training.run(task, first, paths, report, log.settle, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
     steps = run_folder.read_progress(paths.out).steps

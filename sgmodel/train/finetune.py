@@ -350,6 +350,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
             due = last or (every and epoch // every > task.epoch(done - 1) // every)
             # The last step is scored below, with the figures that take long, unless on other samples.
             if scored.val is not None and due and not (last and scored.val is scored.test):
+                log.settle()
                 figures = _numbers(scoring.figures(scored.val, False))
                 log.write(done - 1, {"epoch": epoch, **figures})
                 best.keep(task.model, task.card, figures)
@@ -360,7 +361,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report, ended=best.stalled)
+        training.run(task, first, paths, report, log.settle, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
     figures = scoring.conclude(paths.out)

@@ -87,7 +87,7 @@ def encode(
     """
     mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     loaded = loader.load(source, (indices for indices, _ in mine), threads=1)
-    batches = distributed.agreed(loaded, setup.launch.device)
+    batches = distributed.agreed(loaded)
     features: dict[str, Tensor] = {}
     with loop.evaluating(model.to(setup.launch.device)), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import SettingError, SgdataError, SourceError
 from sgmodel import distributed
 
 if TYPE_CHECKING:
@@ -31,24 +32,80 @@ WEIGHT gives the total weight of the batch, and the terms of the global batch ar
 WEIGHT = "weight"
 
 
+class NotFiniteError(SourceError):
+    """The loss or a gradient of a step is not finite; the weights are those of the step before.
+
+    Attributes:
+        step: Index of the step.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class Figures(NamedTuple):
+    """Figures of a step.
+
+    Attributes:
+        terms: Means of the terms of the objective over the global batch.
+        grad_norm: Norm of the gradients before clipping; None if half precision overflowed and no weight was changed.
+    """
+
+    terms: dict[str, float]
+    grad_norm: float | None
+
+
+class Result:
+    """Figures of a step on their way from the device, which is not waited for until they are read.
+
+    Args:
+        figures: Values on the device, (F,).
+        read: Makes the figures of the values, or raises NotFiniteError.
+
+    Attributes:
+        waited_s: Seconds that reading has waited for the device.
+    """
+
+    def __init__(self, figures: Tensor, read: Callable[[list[float]], Figures]) -> None:
+        self._read, self._figures = read, figures
+        self._event: torch.cuda.Event | None = None
+        self._known: Figures | None = None
+        self.waited_s = 0.0
+        if figures.is_cuda:
+            self._figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+
+    def read(self) -> Figures:
+        """Wait for the step and return its figures. Raises NotFiniteError."""
+        if self._known is None:
+            began = time.perf_counter()
+            if self._event is not None:
+                self._event.synchronize()
+            self.waited_s = time.perf_counter() - began
+            self._known = self._read(self._figures.tolist())
+        return self._known
+
+
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One optimizer step.
+    """One optimizer step, which the device may still be computing.
 
     Attributes:
         index: Number of the step, from 0.
-        terms: Means of the terms of the objective over the global batch.
+        result: Loss and gradient norm.
+        failed: 1 on the device if the loss or a gradient of this step is not finite, else 0.
         lr: Learning rate.
-        grad_norm: Norm of the gradients before clipping; None if half precision overflowed and no weight was changed.
         images: Samples in the global batch.
         wait_s: Seconds that the step waited for data.
-        total_s: Seconds of the whole step.
+        total_s: Seconds since the step before.
     """
 
     index: int
-    terms: dict[str, float]
+    result: Result
+    failed: Tensor
     lr: float
-    grad_norm: float | None
     images: int
     wait_s: float
     total_s: float
@@ -60,7 +117,7 @@ class Updates:
 
     Attributes:
         forward: The model as the objective calls it, wrapped for several ranks.
-        optimizer: AdamW.
+        optimizer: AdamW, fused.
         schedule: Learning rate of each step.
         scaler: Scales the gradients of half precision; does nothing if disabled.
         parts: Micro-batches per step of this rank.
@@ -82,6 +139,9 @@ def steps(
 ) -> Iterator[Step]:
     """Take one optimizer step per batch.
 
+    A GPU computes a step while the host prepares the next one: each step is checked once the next is under way, and
+    updates no weights if the one before has failed. A batch must stay as it is until the next but one is requested.
+
     Args:
         objective: Computes the terms of a batch.
         source: This rank's parts of the global batches.
@@ -90,41 +150,84 @@ def steps(
         first: Index of the first step.
 
     Yields:
-        The figures of each step.
+        Each step, whose result is read before the next is yielded.
 
     Raises:
         SettingError: a micro-batch is too small for the model.
-        SourceError: the loss or a gradient is not finite; the message names the samples, and the weights are those of
-            the previous step.
+        NotFiniteError: the loss or a gradient of a step is not finite; the message names the samples, and the weights
+            are those of the step before.
     """
-    began = time.perf_counter()
-    for index, batch in enumerate(source, first):
-        loaded = time.perf_counter()
-        torch.manual_seed((updates.seed << 32) + index * distributed.world_size() + distributed.rank())
-        lr = updates.schedule(index)
-        for group in updates.optimizer.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-        updates.optimizer.zero_grad(set_to_none=True)
-        terms, norm = _gradients(objective, batch, updates, launch)
-        # Half precision overflows at times: the scaler then skips the step and lowers the scale.
-        overflow = updates.scaler.is_enabled() and not math.isfinite(norm)
-        if not all(map(math.isfinite, terms.values())) or not (math.isfinite(norm) or overflow):
-            raise SourceError(
-                _blame(objective, batch, launch, f"step {index}: loss {terms['loss']}, gradient norm {norm}")
-            )
-        updates.scaler.step(updates.optimizer)
-        updates.scaler.update()
-        ended = time.perf_counter()
-        yield Step(
+    batches, last = iter(source), None
+    failed = torch.zeros((), device=launch.device)
+    for index in itertools.count(first):
+        began = time.perf_counter() - (last.result.waited_s if last else 0.0)  # in saving or scoring after that step
+        try:
+            batch = next(batches, None)
+            loaded = time.perf_counter()
+            if batch is None:
+                break
+            lr, result, failed = _update(objective, batch, updates, launch, index, failed)
+        except SgdataError:
+            if last:
+                last.result.read()
+            raise
+        if last:
+            last.result.read()
+        last = Step(
             index=index,
-            terms=terms,
+            result=result,
+            failed=failed,
             lr=lr,
-            grad_norm=None if overflow else norm,
             images=len(batch.keys) * distributed.world_size(),
             wait_s=loaded - began,
-            total_s=ended - began,
+            total_s=time.perf_counter() - began,
         )
-        began = time.perf_counter()
+        yield last
+    if last:
+        last.result.read()
+
+
+def _update(
+    objective: Objective, batch: Batch, updates: Updates, launch: devices.Launch, index: int, failed: Tensor
+) -> tuple[float, Result, Tensor]:
+    """Start the step of a batch; return its learning rate, its result, and whether it or one before has failed."""
+    torch.manual_seed((updates.seed << 32) + index * distributed.world_size() + distributed.rank())
+    lr, optimizer, scaler = updates.schedule(index), updates.optimizer, updates.scaler
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+    optimizer.zero_grad(set_to_none=True)
+    names, figures = _gradients(objective, batch, updates, launch)
+    # Half precision overflows at times: that step is skipped, and the scale lowered.
+    scaled = scaler.is_enabled()
+    broken = ~figures.isfinite()
+    failed = torch.maximum(failed, (broken[:-1] if scaled else broken).any().float())
+    # Fused optimizers read this attribute, as GradScaler sets it, on the device, and change no weight if it is 1.
+    optimizer.found_inf = torch.maximum(failed, broken[-1].float())  # type: ignore[attr-defined]
+    optimizer.step()
+    _update_scale(scaler, failed)
+
+    def read(values: list[float]) -> Figures:
+        *means, norm = values
+        terms = dict(zip(names, means, strict=True))
+        finite = math.isfinite(norm)
+        if not all(map(math.isfinite, means)) or not (finite or scaled):
+            what = f"step {index}: loss {terms['loss']}, gradient norm {norm}"
+            raise NotFiniteError(_blame(objective, batch, launch, what), index)
+        return Figures(terms, norm if finite else None)
+
+    return lr, Result(figures, read), failed
+
+
+def _update_scale(scaler: torch.amp.GradScaler, failed: Tensor) -> None:
+    """Update the scale of half precision, unless the step has failed: the scale belongs to the weights."""
+    if not scaler.is_enabled():
+        return
+    state = [scaler._scale, scaler._growth_tracker]
+    before = [value.clone() for value in state if value is not None]
+    scaler.update()
+    for now, old in zip([scaler._scale, scaler._growth_tracker], before, strict=True):
+        if now is not None:
+            now.copy_(torch.where(failed > 0, old, now))
 
 
 @contextmanager
@@ -149,14 +252,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _gradients(
     objective: Objective, batch: Batch, updates: Updates, launch: devices.Launch
-) -> tuple[dict[str, float], float]:
+) -> tuple[list[str], Tensor]:
     """Compute the gradients of the mean loss of the global batch, micro-batch by micro-batch.
 
     The total weight of the global batch is known only after all ranks have computed their parts. Gradients of sums are
     therefore accumulated and divided afterwards, which gives the same mean on any number of ranks and micro-batches.
 
     Returns:
-        The means of the terms, and the norm of the gradients before clipping.
+        The names of the terms; their means and, last, the norm of the gradients before clipping, on the device.
     """
     parts = list(batch.parts(updates.parts))
     sums: list[Tensor] = []
@@ -183,11 +286,8 @@ def _gradients(
     norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
     if updates.clip_norm:
         torch.nn.utils.clip_grads_with_norm_(parameters, updates.clip_norm, norm)
-    # Copying a value to the host waits for all pending work of the device: done once per step for all values.
-    *means, weight, length = torch.cat([total, distributed.unshard(norm).double()[None]]).tolist()
-    if weighed and weight:
-        means = [mean / weight for mean in means]
-    return dict(zip(names, means, strict=True)), length
+    means = total[:-1] / total[-1].where(total[-1] != 0, 1.0) if weighed else total[:-1]
+    return names, torch.cat([means, distributed.unshard(norm).double()[None]])
 
 
 def _terms(objective: Objective, part: Batch) -> dict[str, Tensor]:

@@ -319,6 +319,7 @@ class Log:
         """
         self.lead = distributed.is_main_process()
         self.recent: list[loop.Step] = []
+        self.pending: list[tuple[loop.Step, dict[str, float | None]]] = []
         last = self._continued(out, first) if self.lead else []
         # Whether the step before `first` has no line of scores, which have no learning rate. All ranks must agree.
         self.lacks_score = first > 0 and bool(distributed.gather_names([""] if self.lead and all(last) else []))
@@ -346,7 +347,8 @@ class Log:
     def step(self, step: loop.Step, *, every: int, last: bool, speed: Speed) -> None:
         """Log a training step whose index is a multiple of `every` or that is the last.
 
-        Times are means over the steps since the line before.
+        Its line is written with the next step or by `settle`, so as not to wait for the device. Times are means over
+        the steps since the line before.
 
         Args:
             step: The step.
@@ -354,16 +356,24 @@ class Log:
             last: Whether this is the last step.
             speed: Computes further figures of speed.
         """
+        self.settle()
         self.recent.append(step)
         if step.index % every and not last:
             return
-        norm = {} if step.grad_norm is None else {"grad_norm": step.grad_norm}
-        self.write(step.index, {**step.terms, "lr": step.lr, **norm})
         count, images = len(self.recent), sum(each.images for each in self.recent)
         wait, total = (sum(getattr(each, name) for each in self.recent) for name in ("wait_s", "total_s"))
         self.recent.clear()
         times = {"wait_s": wait / count, "step_s": total / count, "images_per_s": images / total}
-        self.write_times(step.index, {**times, "wait_share": wait / total, **speed(images, total)})
+        self.pending.append((step, {**times, "wait_share": wait / total, **speed(images, total)}))
+
+    def settle(self) -> None:
+        """Write the lines of steps that the device was still computing; raises NotFiniteError."""
+        while self.pending:
+            step, times = self.pending.pop(0)
+            figures = step.result.read()
+            norm = {} if figures.grad_norm is None else {"grad_norm": figures.grad_norm}
+            self.write(step.index, {**figures.terms, "lr": step.lr, **norm})
+            self.write_times(step.index, times)
 
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Log figures that depend on recipe and data only. Raises SourceError if one is not finite."""
@@ -396,6 +406,8 @@ class Log:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self.settle()
         if self.lead:
             with files.writing(Path(self.metrics.name)), self.metrics, self.timings:
                 self.board.close()

@@ -316,6 +316,7 @@ def run(
     first: int,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
+    settle: Callable[[], None],
     *,
     ended: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -329,6 +330,7 @@ def run(
         first: Number of steps already done.
         paths: Machine settings.
         report: Called after each step; may score the model.
+        settle: Called before saving; writes what `report` has left to write, and so waits for the last step.
         ended: Returns whether to end before the last step, the same on all ranks.
 
     Raises:
@@ -340,20 +342,20 @@ def run(
     plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
     mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world_size()) for whole in plan)
     loaded = loader.load(source, mine, threads=paths.workers, pinned=task.launch.device.type == "cuda")
-    batches = distributed.agreed(loaded, task.launch.device)
+    batches = distributed.agreed(loaded)
     done = loop.steps(task.objective, batches, task.updates, task.launch, first=first)
     # One progress bar, not one per process.
     if distributed.is_main_process():
         done = progress.track(done, label="training steps", total=task.total - first)
     with distributed.explain_lost_ranks(), wrapping.explain_compiler():
-        _run(_averaged(done, task), task, paths, report, ended)
+        _run(_averaged(done, task), task, paths, report, settle, ended)
 
 
 def scored_batches(
     setup: TrainingSetup[Any], source: loader.SampleSource, plan: Iterator[loader.BatchIndices]
 ) -> Iterator[loader.Batch]:
     """Yield the batches of `plan` to score; a sample that one rank cannot read is an error on all of them."""
-    return distributed.agreed(loader.load(source, plan, threads=1), setup.launch.device)
+    return distributed.agreed(loader.load(source, plan, threads=1))
 
 
 def _averaged(steps: Iterator[loop.Step], task: TrainingTask) -> Iterator[loop.Step]:
@@ -367,7 +369,8 @@ def _averaged(steps: Iterator[loop.Step], task: TrainingTask) -> Iterator[loop.S
     for step in steps:
         with torch.no_grad():
             for name, tensor in task.averaged.items():
-                tensor.lerp_(weights[name].detach(), 1.0 - decay)
+                weight = (1.0 - decay) * (1.0 - step.failed)
+                distributed.local_part(tensor).lerp_(distributed.local_part(weights[name].detach()), weight)
         yield step
 
 
@@ -394,6 +397,7 @@ def _run(
     task: TrainingTask,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
+    settle: Callable[[], None],
     ended: Callable[[], bool],
 ) -> None:
     """Report the steps until the last, `ended`, a signal or `paths.stop_after`; save on the way and at the end."""
@@ -405,13 +409,19 @@ def _run(
                 report(step)
                 # By the clock of rank 0 alone, since either all ranks save or none.
                 due = distributed.is_main_process() and time.monotonic() - saved > 60 * paths.save_minutes
-                stop, due = distributed.agree([stopped(), due], task.launch.device)
+                stop, due = distributed.agree([stopped(), due])
                 if stop or count == paths.stop_after or ended():
                     break
                 if due:
+                    settle()
                     _save(task, paths.out, done)
                     saved = time.monotonic()
-        except (SourceError, ServiceError):
+            settle()
+        except (SourceError, ServiceError) as error:
+            if isinstance(error, loop.NotFiniteError):  # of the last step, or of the one before
+                done = min(done, error.step)
+            else:
+                settle()
             # Samples that one rank cannot read are an error on all ranks, which saving takes. A checkpoint of a
             # diverged model would replace one that can be used.
             if not _is_finite(task.model):

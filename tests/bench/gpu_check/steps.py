@@ -87,7 +87,7 @@ def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
 def _run(bench: Bench, stream: Iterator[loop.Step], device: torch.device) -> tuple[float, float, list[loop.Step]]:
     """Return the seconds of the timed steps, those of the first step, and the timed steps.
 
-    The product's step fetches its figures once; nothing else here waits for the device but both ends.
+    The product's steps run one ahead of the device; nothing else here waits for it but both ends.
     """
     began = time.perf_counter()
     next(stream)
@@ -178,7 +178,7 @@ def compare_losses(bench: Bench) -> Measured:
         plan = source.stream(batch, seed=0, first=0, last=bench.scale.loss_steps)
         loaded = loader.load(source, plan, threads=1, pinned=job.task.launch.device.type == "cuda")
         stream = loop.steps(job.task.objective, loaded, job.task.updates, job.task.launch)
-        losses[precision] = np.array([step.terms["loss"] for step in stream])
+        losses[precision] = np.array([step.result.read().terms["loss"] for step in stream])
     furthest = float(np.max(np.abs(losses["bf16"] / losses["fp32"] - 1)))
     ends = ", ".join(f"{name} {values[0]:.4f} to {values[-1]:.4f}" for name, values in losses.items())
     return Measured(
