@@ -67,6 +67,7 @@ def test_all_parts_are_measured_without_other_libraries(bare: Path) -> None:
     assert "| - | - |" in (bare / results.MARKDOWN).read_text().splitlines()[-1]
     notes = {row["mode"]: row["note"] for row in found}
     assert "data wait" in notes["pretrain from shards"]
+    assert all("waits for the device" in notes[mode] for mode in ("pretrain, plain", "pretrain, compiled"))
     assert "codec npy" in notes["pretrain from shards"]
     assert "km2/s" in notes["predict segmentation"]
     assert "largest relative difference 0." in notes["bf16 against fp32"]

@@ -44,7 +44,7 @@ def main() -> None:
             loss = model(images, noise=noise, ratio=RATIO).loss
         loss.backward()
         optimizer.step()
-        print(time.process_time() - began, float(loss), flush=True)
+        print(time.process_time() - began, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Literal
@@ -73,13 +74,14 @@ def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
     stream = loop.steps(job.task.objective, itertools.repeat(loaded), job.task.updates, job.task.launch)
     _reset_peak(device)
     seconds, first, _ = _run(bench, stream, device)
+    peak, waits = _peak_gb(device), _count_waits(stream, device)
     rate = bench.scale.steps * batch / seconds
     return Measured(
         batch=batch,
         images_per_s=rate,
         mfu=_mfu(device, job.flops * rate),
-        peak_gb=_peak_gb(device),
-        note=f"{seconds / bench.scale.steps:.4f} s a step, the first {first:.1f} s; "
+        peak_gb=peak,
+        note=f"{seconds / bench.scale.steps:.4f} s a step, the first {first:.1f} s; {waits}; "
         f"{job.flops / 1e9:.4g} GFLOP a sample, at most {job.memory.total(batch) / 1e9:.1f} GB counted",
     )
 
@@ -99,6 +101,22 @@ def _run(bench: Bench, stream: Iterator[loop.Step], device: torch.device) -> tup
     taken = list(itertools.islice(stream, bench.scale.steps))
     _synchronise(device)
     return time.perf_counter() - began, first, taken
+
+
+def _count_waits(stream: Iterator[loop.Step], device: torch.device) -> str:
+    """Take two more steps and say how often torch waited for the device in them, which the timed steps do not count."""
+    if device.type != "cuda":
+        return "waits for the device not counted (CPU)"
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in itertools.islice(stream, 2):
+                pass
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return f"{sum('synchroniz' in str(each.message) for each in caught)} waits for the device in two steps"
 
 
 def time_data(bench: Bench) -> Measured:
