@@ -164,6 +164,22 @@ def test_samples_that_come_go_and_move_are_named(tmp_path: Path) -> None:
     assert found.classes == {}
 
 
+def test_classes_that_come_go_and_change_their_value_are_named(tmp_path: Path) -> None:
+    mask = np.full((8, 8), 1, np.uint8)
+    sample = Sample(key="a", split="train", arrays={"image": np.full((12, 8, 8), 5, np.uint16), "mask": mask})
+    old = shards(tmp_path / "a", [sample])
+    space = replace(shard_contract(8).label_space, names=("dark", "right", "lake", "bright"), colours=())
+    write_shards.write([sample], tmp_path / "b", contract=replace(shard_contract(8), label_space=space))
+    found = difference.compare(old, tmp_path / "b")
+    listed = {change.what: (change.count, change.of, change.examples) for change in found.changes}
+    assert listed == {
+        "classes added": (1, 4, ("lake",)),
+        "classes removed": (1, 4, ("left",)),
+        "classes with another value": (1, 3, ("right",)),
+    }
+    assert found.classes == {"left": (64, 0), "right": (0, 64)} and found.class_unit == "pixels"
+
+
 def test_diff_prints_lines_and_json_and_ends_with_3(home: Path) -> None:
     same = CliRunner().invoke(cli.app, ["diff", str(home / "build"), str(home / "build")])
     assert (same.exit_code, "holds the same data" in same.output) == (0, True)

@@ -140,7 +140,7 @@ def compare(before: Path, after: Path) -> OutputDifference:
     return OutputDifference(
         before=sides[0],
         after=sides[1],
-        changes=(*scenes, *_compare_keys(rows), *changed),
+        changes=(*scenes, *_compare_keys(rows), *changed, *_compare_classes(theirs, ours)),
         splits=_changed(*parts),
         classes=_changed(*counted),
         class_unit=unit,
@@ -214,6 +214,17 @@ def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
             [key for key in again if old[key]["split"] != new[key]["split"]],
             len(again),
         ),
+    )
+
+
+def _compare_classes(theirs: Contract, ours: Contract) -> tuple[Change, ...]:
+    """Return classes that came, went, or have another value in the labels."""
+    old, new = (dict(zip(of.label_space.names, of.label_space.ids, strict=True)) for of in (theirs, ours))
+    again = [name for name in new if name in old]
+    return (
+        *_change("classes added", [name for name in new if name not in old], len(new)),
+        *_change("classes removed", [name for name in old if name not in new], len(old)),
+        *_change("classes with another value", [name for name in again if old[name] != new[name]], len(again)),
     )
 
 
