@@ -56,7 +56,9 @@ def test_every_path_refuses_an_address(
         params = get_command(APPS[program]).commands[command].params  # type: ignore[attr-defined]
         (param,) = [each for each in params if each.name == parameter]
         option = param.opts[0] if param.opts[0].startswith("-") else ""
-        line = said(program, [command, *([option, address] if option else [address])], capsys)
+        before = [each for each in params[: params.index(param)] if not each.opts[0].startswith("-")]
+        words = [option, address] if option else [*("x" for _ in before), address]
+        line = said(program, [command, *words], capsys)
         assert line.startswith(f"{option or parameter.upper()} '"), (command, line)
         assert "is an address, expected a local path; " in line and "0a1b" not in line
         written = "give a local folder and copy it there afterwards" in line

@@ -276,6 +276,8 @@ def open_build(folder: Path) -> xarray.Dataset:
         array = rioxarray.open_rasterio(folder / name)
         assert isinstance(array, xarray.DataArray)
         names = array.attrs.pop("long_name")
+        if len(set(array.attrs.get("units", ()))) == 1 and isinstance(array.attrs["units"], tuple):
+            array.attrs["units"] = array.attrs["units"][0]  # of all bands; files of xarray take no tuple
         if name in {LABELS, LABEL_SOURCE}:
             arrays[key] = array.squeeze("band", drop=True)
         else:
