@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sgdata import catalog, files, local_paths
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SettingError
-from sgdata.packing import place_sources, split_lists
+from sgdata.packing import split_lists
 from sgdata.rasters import resample
 from sgdata.types import Contract
+
+if TYPE_CHECKING:
+    from sgdata.packing import place_sources
 
 
 def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
@@ -121,6 +125,9 @@ def _of_places(
     if inputs.places and (inputs.split_lists or recipe.splits or inputs.splits):
         raise SettingError("--hold-out, --fold: a split by other lists is given too; give one of them")
     listings = {place: find(build, recipe) for place, build in inputs.builds.items()}
+    # Imported here, since it reads builds, and most datasets are none.
+    from sgdata.packing import place_sources
+
     return place_sources.list_places(inputs.builds, listings, inputs.places)
 
 
