@@ -9,9 +9,10 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -20,6 +21,9 @@ from sgdata.errors import ExitCode, SettingError, one_line
 from sgdata.public_commands import Outcome, as_command
 from sgmodel import recipe_files
 from sgmodel.train.program import Loaders, Program, ProgramName
+
+if TYPE_CHECKING:
+    from sgmodel.inference.predict_places import Predicted
 
 SUMMARIES: dict[ProgramName, str] = {
     "pretrain": "Pretrain SpectralGPT as a masked autoencoder.",
@@ -193,7 +197,8 @@ def _trained(out: Path, code: ExitCode, *, finished: bool) -> Outcome[Any]:
 def predict(
     recipe: Annotated[str, typer.Argument(help="Recipe by name or path.")] = "default",
     source: Annotated[
-        Path | None, typer.Option("--input", metavar="PATH", help="GeoTIFF, build folder, or folder of shards.")
+        list[Path] | None,
+        typer.Option("--input", metavar="PATH", help="GeoTIFF, build, shards; repeatable, or a folder of builds."),
     ] = None,
     after: Annotated[Path | None, typer.Option(metavar="PATH", help="The second date, for change detection.")] = None,
     weights: Annotated[
@@ -207,6 +212,9 @@ def predict(
     level: Annotated[str | None, typer.Option(help="L1C or L2A, of a GeoTIFF without a contract.json.")] = None,
     device: Device = "auto",
     threads: Threads = 2,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, which gets one task per input.")
+    ] = None,
     changes: Changes = None,
     settings: Settings = False,
     quiet: Quiet = False,
@@ -214,20 +222,37 @@ def predict(
     """Predict maps of rasters without seams, or a row per patch or sample, with any checkpoint."""
     from sgmodel.checkpoints import hub
     from sgmodel.inference import predict as inference
+    from sgmodel.inference import predict_places
 
     if settings:
         return list_settings(inference.PredictRecipe)
-    if source is None or weights is None:
+    if not source or weights is None:
         raise SettingError("--input and --weights are required: give the data and a checkpoint")
     log_lines.listen(quiet)
     options = {"what": what, "level": level, "bands": re.split(r"[\s,]+", bands) if bands else None}
     # As overrides, so that the recipe stored beside the predictions holds them.
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
     chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe, "predict"), [*(changes or ()), *given])
-    inputs = (source,) if after is None else (source, after)
+    several = predict_places.find(source)
+    if after is not None and several:
+        raise SettingError(f"--after {after}: {len(several)} inputs are given; it goes with one")
+    inputs = (source[0],) if after is None else (source[0], after)
     paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
+    if several:
+        return _predictions(predict_places.run(chosen, several, paths, cluster=cluster), out)
+    if cluster:
+        raise SettingError(f"--cluster {cluster}: one input is predicted here; give several as --input")
     code = inference.main(chosen, paths)
     return Outcome(value=paths.out, show=lambda: None, document={"folder": paths.out}, code=ExitCode(code))
+
+
+def _predictions(rows: Sequence[Predicted], out: Path) -> Outcome[Any]:
+    """Return the outcome of several predictions; it is refused where each of them is."""
+    lines = [f"{one_line(one.name)}: {one_line(one.message or one.folder)}" for one in rows]
+    failed = tuple(line for one, line in zip(rows, lines, strict=True) if one.message)
+    refusal = f"no input could be predicted; the first: {failed[0]}" if len(failed) == len(rows) else ""
+    show = partial(print, "\n".join(lines))
+    return Outcome(value=out, show=show, document={"inputs": rows}, findings=failed, refusal=refusal)
 
 
 def convert(

@@ -226,6 +226,26 @@ def test_a_map_has_the_georeference_of_the_scene_with_names_and_colours(tmp_path
     assert not list((tmp_path / "out").glob(".*tif")) and not (tmp_path / "out" / ".classes").exists()
 
 
+def test_several_inputs_get_a_folder_each_and_one_that_fails_stops_no_other(
+    tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenes = [geotiff(tmp_path / f"{name}.tif", pixels(PX, PX, seed)) for seed, name in enumerate(("ulm", "bonn"))]
+    how = ("--weights", weights, "--level", "L2A")
+    assert run("--input", scenes[0], *how, "--out", tmp_path / "alone") == 0
+    given = [word for path in (*scenes, tmp_path / "nowhere.tif") for word in ("--input", path)]
+    assert run(*given, *how, "--out", tmp_path / "all") == 3
+    said = capsys.readouterr().out
+    assert f"ulm: {tmp_path / 'all' / 'ulm'}" in said
+    assert "nowhere: " in said
+    one, same = ((folder / "SHA256SUMS").read_text() for folder in (tmp_path / "alone", tmp_path / "all" / "ulm"))
+    assert one == same
+    assert verification.verify(tmp_path / "all" / "bonn") == []
+    twice = refused(capsys, "--input", scenes[0], "--input", scenes[0], "--weights", weights, "--out", tmp_path / "o")
+    assert "both named 'ulm'" in twice
+    alone = refused(capsys, "--input", scenes[0], "--weights", weights, "--cluster", "tcp://x:1")
+    assert "one input is predicted here" in alone
+
+
 def test_a_scene_of_one_tile_gets_the_output_of_the_model(tmp_path: Path, weights: Path) -> None:
     values = pixels(PX, PX)
     folder = built(tmp_path / "build", values)
