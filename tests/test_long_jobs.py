@@ -18,6 +18,8 @@ from typer.testing import CliRunner
 from sgdata import files, heartbeat, log_lines, output_lock, progress, status
 from sgdata.cli import app
 from sgdata.errors import ExitCode, SettingError, SourceError
+from sgdata.stop_signals import STOPPING
+from sgmodel.train import signals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -163,3 +165,15 @@ def test_what_is_no_output_or_damaged_is_one_line(tmp_path: Path) -> None:
     files.write(tmp_path / heartbeat.NAME, b'{"process": "x"}')
     with pytest.raises(SourceError, match="remove it"):
         status.statuses(tmp_path)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, *STOPPING])
+def test_a_training_defers_the_signals_and_ends_with_the_code(how: signal.Signals) -> None:
+    with signals.deferred_signals() as stopped:
+        assert not stopped()
+        os.kill(os.getpid(), how)
+        assert stopped()
+    assert signals.stop_code() == ExitCode.INTERRUPTED
+    with signals.deferred_signals():
+        pass
+    assert signals.stop_code() == ExitCode.FINDINGS  # stopped by --stop-after
