@@ -66,12 +66,16 @@ def test_a_run_leaves_scores_and_pictures(whole: Path) -> None:
     assert (whole / "pictures" / "step-000005.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_interrupted_equals_uninterrupted_with_dropout_on(folder: Path, whole: Path, tmp_path: Path) -> None:
+def test_interrupted_equals_uninterrupted_with_dropout_on(
+    folder: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     made = recipe("tiny", *TINY)
     assert made.model.head is not None
     assert made.model.head.dropout > 0
     assert segment.main(made, run_paths_for(folder, tmp_path, stop_after=2)) == training.STOPPED
-    assert segment.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
+    with caplog.at_level("INFO", "sgdata"):
+        assert segment.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
+    assert f"{tmp_path}: resumes at step 2 of " in caplog.text
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
 
