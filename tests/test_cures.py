@@ -27,12 +27,12 @@ NONE = ("training.epochs=0",)
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
-    "accept add ask build change check choose convert copy correct download draw fetch fill find fine-tune "
+    "accept add ask build change check choose compare convert copy correct download draw fetch fill find fine-tune "
     "free give install keep leave lower make map mend merge move name pack pip plan predict put "
     "quote raise reinstall remove rename repeat resample run save see set shard start state swap take "
     "train try unset update use warp write "
 )
-ELSEWHERE = "no such file|TARGETS|OUTLINES|did you mean|made with|same command|explain|self.reason"
+ELSEWHERE = "no such file|TARGETS|OUTLINES|PACK_TOGETHER|did you mean|made with|same command|explain|self.reason"
 CURE = re.compile(
     rf"(?:[;,:] |\(|\b(?:or|and) )(?:{'|'.join(VERBS.split())})\b|{ELSEWHERE}"
     r"|\{(?:NO_WORKERS|error|hint|remedy|why|wrong)\}"

@@ -48,7 +48,7 @@ def open_map(folder: str | Path) -> xarray.Dataset:
             arrays[name] = array.squeeze("band", drop=True)
     if not arrays:
         raise SourceError(
-            f"{folder}: no {', '.join(f'{name}.tif' for name in AXES)}; expected maps of `sgmodel predict`"
+            f"{folder}: no {', '.join(f'{name}.tif' for name in AXES)}; give a folder of `sgmodel predict`"
         )
     space = contracts.read(folder).label_space
     return xarray.Dataset(arrays, attrs={"classes": dict(zip(space.ids, space.names, strict=True))})

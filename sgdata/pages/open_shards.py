@@ -173,7 +173,7 @@ def open_shards(folder: str | Path, split: str = "") -> ShardSet:
     opened = ShardSet(Path(folder), split)
     if not len(opened):
         known = ", ".join(ShardSet(Path(folder)).splits) or "none"
-        raise SettingError(f"{folder}: no split '{split}'; it has {known}")
+        raise SettingError(f"{folder}: no split '{split}'; it has {known}: name one")
     return opened
 
 
@@ -209,5 +209,5 @@ def _decode(member: str, ending: str, content: bytes) -> Any:
         raise SourceError(f"member {member}: {error!s:.120}; run sgdata verify") from None
     array = tar_format.decode_member(member, content)
     if array is None:
-        raise SourceError(f"member {member}: expected .blosc, .npy or .json; is the folder one of `sgdata shard`?")
+        raise SourceError(f"member {member}: expected .blosc, .npy or .json; give a folder of `sgdata shard`")
     return array
