@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import place_archive
 import pytest
+from test_cluster import cluster  # noqa: F401 - a fixture
 
 from sgdata import cli, files, output_names, progress, terminal
 from sgdata.builds import patch_table, pipeline, place_list, places
@@ -158,3 +162,28 @@ def test_lines_of_a_place_begin_with_its_name(caplog: pytest.LogCaptureFixture) 
     progress.log.warning("none")
     assert [record.getMessage() for record in caplog.records] == ["ulm: 3 clouds", "none"]
     assert warnings == ["3 clouds"]
+
+
+@pytest.mark.slow
+def test_places_on_a_cluster_that_loses_a_worker_have_the_same_bytes(
+    tmp_path: Path,
+    archive: tuple[Path, Path],
+    cluster: tuple[str, list[subprocess.Popen[bytes]]],  # noqa: F811
+) -> None:
+    catalogue, table = archive
+    assert build(table, catalogue, tmp_path / "here") == 0
+    address, workers = cluster
+
+    def kill_one() -> None:
+        while not list((tmp_path / "there").glob("*/.scratch/windows/*.json")):
+            time.sleep(0.002)
+        workers[0].kill()
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    killer.start()
+    assert build(table, catalogue, tmp_path / "there", "--cluster", address) == 0
+    killer.join(1)
+    assert workers[0].poll() is not None
+    assert sums(tmp_path / "there") == sums(tmp_path / "here")
+    summaries = [(tmp_path / name / place_list.SUMMARY).read_bytes() for name in ("here", "there")]
+    assert summaries[0] == summaries[1]
