@@ -180,6 +180,20 @@ def test_classes_that_come_go_and_change_their_value_are_named(tmp_path: Path) -
     assert found.classes == {"left": (64, 0), "right": (0, 64)} and found.class_unit == "pixels"
 
 
+def test_locks_of_several_places_are_compared(home: Path, tmp_path: Path) -> None:
+    for name in ("shards", "shards2"):
+        shutil.copytree(home / name, tmp_path / name)
+        for place in ("ulm", "new") if name == "shards2" else ("ulm",):
+            (tmp_path / name / "places" / place).mkdir(parents=True)
+            build = home / name.replace("shards", "build")
+            shutil.copyfile(build / lock.NAME, tmp_path / name / "places" / place / lock.NAME)
+        files.write_sums(tmp_path / name)
+    found = difference.compare(tmp_path / "shards", tmp_path / "shards2")
+    assert [change.what for change in found.changes][:2] == ["scenes added", "scenes removed"]
+    assert found.settings["places/ulm/dates"] == ("2018-01-01/2019-12-31", "2018-01-01/2020-01-01")
+    assert "places/new/dates" not in found.settings
+
+
 def test_diff_prints_lines_and_json_and_ends_with_3(home: Path) -> None:
     same = CliRunner().invoke(cli.app, ["diff", str(home / "build"), str(home / "build")])
     assert (same.exit_code, "holds the same data" in same.output) == (0, True)

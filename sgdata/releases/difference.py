@@ -186,11 +186,11 @@ def _change(what: str, names: list[str], of: int = 0) -> tuple[Change, ...]:
 
 
 def _compare_locks(before: Path, after: Path) -> tuple[tuple[Change, ...], dict[str, tuple[str, str]]]:
-    """Return changes of scenes, and fields of the locks that differ; nothing unless both outputs have one lock."""
-    if not all((folder / lock.NAME).is_file() for folder in (before, after)):
+    """Return changes of scenes, and fields of locks of one place that differ; nothing unless both have locks."""
+    one, two = (_locks(folder) for folder in (before, after))
+    if not one or not two:
         return (), {}
-    one, two = (lock.read(folder / lock.NAME) for folder in (before, after))
-    old, new = ({item.scene.id: item for item in each.items} for each in (one, two))
+    old, new = ({item.scene.id: item for each in locks.values() for item in each.items} for locks in (one, two))
     again = [name for name in new if name in old]
     moved = [name for name in again if old[name].offset != new[name].offset]
     changes = (
@@ -199,8 +199,20 @@ def _compare_locks(before: Path, after: Path) -> tuple[tuple[Change, ...], dict[
         *_change("scenes with another offset", moved, len(again)),
     )
     fields = ("collection", "dates", "osm_date", "tag_table_sha256", "grid")
-    texts = {name: (f"{getattr(one, name)!s:.80}", f"{getattr(two, name)!s:.80}") for name in fields}
+    texts = {
+        f"{path}{name}": (f"{getattr(one[path], name)!s:.80}", f"{getattr(two[path], name)!s:.80}")
+        for path in one
+        if path in two
+        for name in fields
+    }
     return changes, {name: (a, b) for name, (a, b) in texts.items() if a != b}
+
+
+def _locks(folder: Path) -> dict[str, lock.Lock]:
+    """Return the locks of an output by the path before their name: "", or that of a place."""
+    # Not by SHA256SUMS: a release that is being assembled has that of its shards.
+    names = [name for name in files.list_covered(folder) if name.rpartition("/")[2] == lock.NAME]
+    return {name.removesuffix(lock.NAME): lock.read(folder / name) for name in names}
 
 
 def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
