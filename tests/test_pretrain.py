@@ -20,7 +20,7 @@ from synthetic_shards import contract, sample, write
 
 import sgmodel
 from sgdata import catalog, files
-from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.models import encoder, mae, specs, upernet
@@ -135,7 +135,7 @@ def test_sigterm_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path
         time.sleep(0.05)
     os.kill(child.pid, signal.SIGTERM)
     _, said = child.communicate(timeout=60)
-    assert child.returncode == training.STOPPED, said
+    assert child.returncode == ExitCode.INTERRUPTED, said
     done = json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"]
     assert done == metrics.read_text().count("\n") > 3
 
