@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdata import catalog, local_paths
+from sgdata import local_paths, package_data
 from sgdata.errors import SettingError
 
 FOLDERS = ("train", "predict", "ledger")
@@ -35,7 +35,7 @@ class RecipeFile:
 
 def recipe_files(program: str | None = None) -> list[RecipeFile]:
     """Return the recipes of the package, sorted by file name; only those of `program` if given."""
-    paths = [path for name in FOLDERS for path in sorted((catalog.folder("recipes") / name).glob("*.toml"))]
+    paths = [path for name in FOLDERS for path in sorted((package_data.folder("recipes") / name).glob("*.toml"))]
     headers = [_read_header(path) for path in paths]
     return [file for file in headers if program in (None, file.program)]
 

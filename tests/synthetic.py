@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 from rasterio.transform import from_origin
 
-from sgdata import catalog, files, sentinel2
+from sgdata import files, package_data, sentinel2
 from sgdata.shards import contracts
 from sgdata.types import CONTRACT_FORMAT, Array, Contract, LabelSpace
 
@@ -235,7 +235,7 @@ def oscd(folder: Path, cities: Iterable[str] = ("bercy", "norcia")) -> Path:
     from PIL import Image
 
     top = "Onera Satellite Change Detection dataset - "
-    facts = {fact["name"]: fact for fact in catalog.document("oscd_cities")["cities"]}
+    facts = {fact["name"]: fact for fact in package_data.document("oscd_cities")["cities"]}
     listed: dict[str, list[str]] = {"train": [], "test": []}
     for number, city in enumerate(cities):
         fact = facts[city]

@@ -12,7 +12,7 @@ import torch
 from synthetic_shards import contract, sample, write
 from test_pretrain import recipe, run_paths_for
 
-from sgdata import catalog, files, sentinel2
+from sgdata import files, package_data, sentinel2
 from sgdata.errors import SettingError
 from sgdata.shards import write_shards
 from sgdata.types import BandStatistics, Contract
@@ -170,7 +170,7 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     folder = fewer(tmp_path / "eight", NO_LAST_GROUP)
     tiny = ("bands=12", "image_px=32", "patch_px=8", "group_bands=3", "width=16", "depth=1", "heads=1", "mlp_ratio=2.0")
     settings = [f"model.encoder.{text}" for text in tiny]
-    path = catalog.folder("recipes") / "train" / "classify-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "classify-demo-tiny.toml"
     made = files.read(classify.ClassifyRecipe, path, (*settings, "training.epochs=1", f"normalise.missing={policy}"))
     assert classify.main(made, run_paths_for(folder, tmp_path / "run")) == 0
     card = cards.read(tmp_path / "run" / "checkpoint-last")

@@ -16,13 +16,13 @@ from synthetic_shards import write, write_pairs, write_scenes
 from test_predict import built, pixels
 from torch import nn
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.shards import contracts
 from sgmodel import distributed
 from sgmodel.recipes import classify, detect_change, segment
 from sgmodel.train import run_paths
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 QUICK = ("training.batch=4", "training.epochs=1", "training.optimizer.warmup_epochs=0", "evaluate_every=0")
 MAINS: dict[str, Any] = {"classify": classify, "segment": segment, "detect_change": detect_change}
 SETTINGS = {

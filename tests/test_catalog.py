@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import catalog, datasets, files, sentinel2
+from sgdata import datasets, files, package_data, sentinel2
 from sgdata.datasets import cards
 from sgdata.datasets.readers import reader
 from sgdata.datasets.types import DatasetCard
@@ -18,14 +18,14 @@ CARDS = {card.name: card for card in cards.cards()}
 
 def test_every_dataset_has_a_reader_a_card_and_a_recipe() -> None:
     package = Path(datasets.__file__).parent
-    defining_find = {path.stem for path in package.glob("*.py") if "\ndef find(" in path.read_text()}
-    recipes = {path.stem for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
+    defining_find = {path.stem for path in package.glob("*.py") if "\ndef list_samples(" in path.read_text()}
+    recipes = {path.stem for path in (package_data.folder("recipes") / "shard").glob("*.toml")}
     assert set(CARDS) == defining_find == recipes
 
 
 @pytest.mark.parametrize("name", CARDS)
 def test_the_parts_of_a_dataset_fit_together(name: str) -> None:
-    for function in ("find", "open_source"):
+    for function in ("list_samples", "open_source"):
         assert callable(getattr(reader(name), function))
     recipe = select.recipe_for(name)
     assert recipe.dataset == name
@@ -72,7 +72,7 @@ def test_a_card_is_consistent(name: str) -> None:
 
 
 def test_digests_and_sizes_agree_with_the_table_of_checksums() -> None:
-    table = {row["digest"]: row["bytes"] for row in catalog.table("checksums")}
+    table = {row["digest"]: row["bytes"] for row in package_data.table("checksums")}
     for card in CARDS.values():
         for file in (file for edition in card.editions for file in edition.sources if file.digest):
             assert file.digest in table, f"{file.file} of {card.name}"
@@ -89,7 +89,7 @@ def test_splits_add_up_to_the_published_counts() -> None:
     assert total("bigearthnet", "v2", "official") + total("bigearthnet", "v2", "snow and cloud") == 549_488
     assert total("eurosat", "ms", "random") == 27_000
     assert total("fmow", "1", "official") == 882_779
-    facts = catalog.document("oscd_cities")
+    facts = package_data.document("oscd_cities")
     assert total("oscd", "rect", "official") == len(facts["cities"])
     for split, held in facts["pixel_totals"].items():
         sizes = [city["width"] * city["height"] for city in facts["cities"] if city["split"] == split]
@@ -124,11 +124,11 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(SettingError, match="known: oscd"):
         cards.label_space("oscd", "x")
     with pytest.raises(SettingError, match="no fact table"):
-        catalog.table("nothing")
+        package_data.table("nothing")
 
 
 def test_a_misspelt_key_of_a_card_is_refused(tmp_path: Path) -> None:
-    text = (catalog.folder("catalogs") / "oscd.toml").read_text()
+    text = (package_data.folder("catalogs") / "oscd.toml").read_text()
     (tmp_path / "oscd.toml").write_text(text.replace("nodata = 0", "no_data = 0"))
     with pytest.raises(SettingError, match=r"'editions\[0\].no_data' is not .*did you mean 'editions\[0\].nodata'"):
         files.read(DatasetCard, tmp_path / "oscd.toml")
@@ -142,7 +142,7 @@ def test_a_card_can_be_described_as_text(name: str) -> None:
 
 
 def test_every_fact_table_is_rectangular() -> None:
-    for path in sorted((catalog.folder("catalogs") / "tables").glob("*.tsv")):
-        rows = catalog.table(path.stem)
+    for path in sorted((package_data.folder("catalogs") / "tables").glob("*.tsv")):
+        rows = package_data.table(path.stem)
         assert rows, path
         assert all(None not in row and None not in row.values() for row in rows), path

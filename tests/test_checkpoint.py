@@ -21,7 +21,7 @@ from test_upernet import NARROW
 from torch import Tensor, nn
 
 import sgmodel
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, convert, hub, transfer, weight_files
 from sgmodel.data import normalise
@@ -430,7 +430,7 @@ def test_missing_half_the_keys_is_refused() -> None:
 
 @pytest.mark.parametrize("table", ["base", "large", "huge", "base_classify", "base_segment", "base_change"])
 def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
-    rows = catalog.table(f"spectralgpt_{table}_keys")
+    rows = package_data.table(f"spectralgpt_{table}_keys")
     with torch.device("meta"):
         state = {row["key"]: torch.empty([int(n) for n in row["shape"].split("x")]) for row in rows}
         spec = cards.infer(state, origin="a.pth")

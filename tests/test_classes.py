@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgdata import catalog, output_names
+from sgdata import output_names, package_data
 from sgdata.builds import build_folder
 from sgdata.datasets import cards
 from sgdata.errors import ExitCode, SettingError
@@ -57,7 +57,8 @@ def test_every_active_rule_of_corine_has_the_second_level_of_its_code() -> None:
     corine = class_tables.read("corine", tiers=tag_rules.TIERS, groups=GROUPS)
     codes = {at: code for code, at in corine.codes.items()}
     rows = {
-        (r["geometry"], r["osm_key"], r["osm_value"]): r["corine_code"] for r in catalog.table(class_tables.TAG_TABLE)
+        (r["geometry"], r["osm_key"], r["osm_value"]): r["corine_code"]
+        for r in package_data.table(class_tables.TAG_TABLE)
     }
     active = {place: rule for place, rule in corine.rules.items() if rule.active}
     assert len(active) > 150
@@ -197,7 +198,7 @@ def test_a_table_without_colours_goes_from_the_build_to_training(tmp_path: Path)
     run("sgdata", "shard", "segmunich", "--source", "build", "--out", "shards")
     run("sgdata", "show", "build", "--out", "page-of-build")
     run("sgdata", "show", "shards", "--out", "page-of-shards")
-    recipe = str(catalog.folder("recipes") / "train" / "segment-demo-linear.toml")
+    recipe = str(package_data.folder("recipes") / "train" / "segment-demo-linear.toml")
     shorter = ("--set", "training.epochs=1", "--set", "training.batch=16")
     run("sgmodel", "segment", recipe, "--shards", "shards", "--out", "run", *shorter)
     run("sgdata", "show", "run", "--out", "page-of-run")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from synthetic_shards import scene, scene_contract, write, write_scenes
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import write_shards
 from sgmodel.checkpoints import cards, transfer
@@ -21,7 +21,7 @@ from sgmodel.models import heads
 from sgmodel.recipes import classify
 from sgmodel.train import run_paths, training
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 TINY = (
     "model.encoder.image_px=16",
     "model.encoder.width=32",

@@ -12,7 +12,7 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
 from sgdata.composite import omnicloudmask
@@ -40,7 +40,7 @@ def archive(folder: Path) -> Path:
 
 
 def settings(method: str = "scl") -> build_recipe.BuildRecipe:
-    recipe = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    recipe = files.read(build_recipe.BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         recipe,
         dates="2019-01-01/2019-12-31",

@@ -19,7 +19,7 @@ import pytest
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_names, pool
+from sgdata import files, output_names, package_data, pool
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import ServiceError, SourceError
@@ -54,7 +54,7 @@ def cluster() -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
 
 
 def build(out: Path, archive: Path, **places: Any) -> Path:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     recipe = replace(
         published,
         dates="2019-01-01/2019-12-31",

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from synthetic_shards import write
 
-from sgdata import catalog, terminal
+from sgdata import package_data, terminal
 from sgmodel import cli, commands
 from sgmodel.recipes import pretrain
 
-DEMO = str(catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
+DEMO = str(package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml")
 
 
 def call(*argv: str) -> int:

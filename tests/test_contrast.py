@@ -15,7 +15,7 @@ from baselines import BASELINES, build
 from synthetic_shards import write
 from torch.nn import functional
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import loader
@@ -25,7 +25,7 @@ from sgmodel.recipes import contrast
 from sgmodel.recipes.programs import PROGRAMS
 from sgmodel.train import run_paths, training
 
-RECIPES = catalog.folder("recipes")
+RECIPES = package_data.folder("recipes")
 QUICK = ("training.batch=4", "training.epochs=3", "model.image_px=32", "contrast.projection=8")
 ROWS = [
     pytest.param(table, row, id=f"{table.program}-{row.name}".replace(" ", "-"))

@@ -12,7 +12,7 @@ import rasterio
 from rasterio.transform import from_origin
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import build_folder, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import cloud_masks
@@ -27,7 +27,7 @@ BANDS = ("B02", "B03", "B04", "B08", "B12")
 
 @pytest.fixture
 def recipe() -> BuildRecipe:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         dates="2019-03-01/2019-08-31",

@@ -14,7 +14,7 @@ from synthetic_shards import pair_contract, write, write_pairs
 from test_encoder import TINY as TINY_ENCODER
 from test_encoder import images
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
@@ -22,7 +22,7 @@ from sgmodel.models import heads, upernet
 from sgmodel.recipes import detect_change
 from sgmodel.train import dense_prediction, run_paths, training
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 TINY = (
     "model.encoder.image_px=16",
     "model.encoder.width=32",
@@ -132,7 +132,7 @@ def test_keys_shapes_and_size_are_the_published_ones() -> None:
     ours = {
         weight_files.released_name(name, "change"): tuple(value.shape) for name, value in model.state_dict().items()
     }
-    rows = catalog.table("spectralgpt_base_change_keys")
+    rows = package_data.table("spectralgpt_base_change_keys")
     assert {name: "x".join(map(str, shape)) for name, shape in ours.items()} == {
         row["key"]: row["shape"] for row in rows
     }

@@ -11,7 +11,7 @@ import torch
 from synthetic_shards import contract
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel import devices
 from sgmodel.data import loader, normalise
@@ -38,7 +38,7 @@ class Waits(TorchDispatchMode):
 
 
 def setting(*overrides: str) -> pretrain.Setup:
-    path = catalog.folder("recipes") / "train" / "pretrain-fmow-base.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-fmow-base.toml"
     recipe = files.read(pretrain.PretrainRecipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
     where = devices.Launch(device=META, precision="fp32")
     if recipe.normalise.scheme == "zscore":

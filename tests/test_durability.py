@@ -147,7 +147,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "audit shards",
         "split build --out new",
         "split shards --out new",
-        "release toy 1.0 --from shards --out new --private",
+        "release toy 1.0 --source shards --out new --private",
         "show build --out new",
         "show shards --out new",
         "verify build",

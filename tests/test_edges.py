@@ -23,7 +23,7 @@ from synthetic_shards import (
     write_scenes,
 )
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SgdataError
 from sgdata.shards import write_shards
 from sgmodel import distributed
@@ -32,7 +32,7 @@ from sgmodel.models import heads
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
 from sgmodel.train import run_paths
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 SMALL = ("model.encoder.width=32", "model.encoder.depth=2", "training.batch=4", "training.epochs=1")
 BASELINE = ("training.batch=4", "training.epochs=1")
 CASES: dict[str, tuple[ModuleType, str, tuple[str, ...]]] = {

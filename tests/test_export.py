@@ -12,7 +12,7 @@ import synthetic_build
 import tifffile
 from typer.testing import CliRunner
 
-from sgdata import catalog, output_names, verification
+from sgdata import output_names, package_data, verification
 from sgdata.builds import patch_table
 from sgdata.cli import app
 from sgdata.datasets import segmunich
@@ -62,7 +62,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
         f"{split}.txt" for split in ["train", *val]
     )
     assert verification.verify(out) == []
-    codes = {int(row["train_index"]): int(row["file_value"]) for row in catalog.table("segmunich_labels")}
+    codes = {int(row["train_index"]): int(row["file_value"]) for row in package_data.table("segmunich_labels")}
     with (
         geotiff.open_raster(str(build / output_names.IMAGE)) as image,
         geotiff.open_raster(str(build / output_names.LABELS)) as labels,
@@ -82,7 +82,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
     # 8 rows without labels above three patches; written as 0, as the released codes have no word for them.
     assert (made.zeroed, made.pixels) == (8 * 384, 12 * 128 * 128)
     recipe = dataclasses.replace(select.recipe_for("segmunich"), edition="released", splits="released")
-    source, listing, contract = select.list_samples(recipe, out, segmunich.find)
+    source, listing, contract = select.list_samples(recipe, out, segmunich.list_samples)
     assert len(listing.refs) == 12 and not listing.rejected
     with segmunich.open_source(source, contract) as read:
         for ref in listing.refs:
@@ -97,7 +97,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
 
 
 def test_patches_with_unmapped_pixels_are_left_out_if_wanted(build: Path, tmp_path: Path) -> None:
-    command = ["export", "segmunich-released", "--from", str(build), "--out", str(tmp_path / "out")]
+    command = ["export", "segmunich-released", "--source", str(build), "--out", str(tmp_path / "out")]
     shown = CliRunner().invoke(app, [*command, "--unmapped", "leave-out"])
     assert shown.exit_code == ExitCode.DONE
     assert "9 train, 0 val; 0 unmapped pixels (0.00%) are 0; 3 patches left out" in shown.output

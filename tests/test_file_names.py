@@ -129,10 +129,10 @@ SAFE = {
         ("sgdata.verification", "name"), ("sgdata.files", "name"), ("sgdata.releases.assemble", "name"),
     ],
     "constants of our own, in a loop or an argument": [
-        ("sgdata.builds.build_folder", "name"), ("sgmodel.train.run_folder", "name"), ("sgdata.catalog", "name"),
+        ("sgdata.builds.build_folder", "name"), ("sgmodel.train.run_folder", "name"), ("sgdata.package_data", "name"),
         ("sgmodel.inference.output_files", "name"), ("sgmodel.recipe_files", "name"),
         ("sgdata.pages.html", "f'page.{kind}'"),
-        ("sgdata.catalog", "f'{name}.tsv'"), ("sgdata.catalog", "f'{name}.json'"),
+        ("sgdata.package_data", "f'{name}.tsv'"), ("sgdata.package_data", "f'{name}.json'"),
         ("sgdata.releases.assemble", "f'{part}.txt'"), ("sgdata.releases.segmunich_released", "part"),
         ("sgdata.releases.segmunich_released", "name"), ("sgdata.pool", "f'.cluster-{time.monotonic_ns()}'"),
         ("sgdata.releases.assemble", "name"), ("sgmodel.data.tar_source", "name"),

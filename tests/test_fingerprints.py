@@ -3,12 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.datasets import cards
 from sgdata.shards import band_check, statistics
 from sgdata.types import Array
 
-SETS = catalog.document("normalisation_stats")
+SETS = package_data.document("normalisation_stats")
 
 
 def published() -> dict[str, dict[str, float]]:

@@ -16,13 +16,13 @@ import torch
 from synthetic_shards import write, write_pairs, write_scenes
 from torch import nn
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgmodel.data import augment, windows
 from sgmodel.models import encoder
 from sgmodel.recipes import programs
 from sgmodel.train import run_paths
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 TINY = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=1", "training.batch=4")
 CUT = windows.WindowRecipe(px=16, stride=16, remainder="covered", once=False)
 

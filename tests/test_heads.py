@@ -10,7 +10,7 @@ from baselines import build, spectralgpt
 from test_encoder import TINY, images
 from test_upernet import NARROW
 
-from sgdata import catalog
+from sgdata import package_data
 from sgmodel.models import encoder
 
 
@@ -18,7 +18,7 @@ def test_the_released_classifier_has_the_published_keys() -> None:
     with torch.device("meta"):
         config = dataclasses.replace(encoder.base(), positions="joint")
         model = build("classifier", spectralgpt(config, pooling="released"), 12, 10)
-    rows = catalog.table("spectralgpt_base_classify_keys")
+    rows = package_data.table("spectralgpt_base_classify_keys")
     assert {k: "x".join(map(str, v.shape)) for k, v in model.state_dict().items()} == {
         row["key"]: row["shape"] for row in rows
     }

@@ -97,7 +97,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     rng = random.Random(f"{name} {total}")
     _copies(name, tmp_path, max(1, int(total * share)), rng)
     recipe = replace(select.recipe_for(dataset), edition=edition, shard_mb=4)
-    found = pack.reader(dataset).find(tmp_path / "source", recipe)
+    found = pack.reader(dataset).list_samples(tmp_path / "source", recipe)
     importlib.import_module("webdataset")  # and torch, whose 200 MB do not count here
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:

@@ -76,7 +76,7 @@ ARGUMENTS = (
     "sgdata {}", "sgdata plan {}", "sgdata plan --profile {}", "sgdata plan --recipe {}", "sgdata plan --set {}",
     'sgdata plan --set bands=["{}"]', "sgdata plan --aoi {}", "sgdata plan --dates {}", "sgdata plan --stac {}",
     "sgdata build {}", "sgdata build --osm {}", "sgdata build --osm-date {}", "sgdata build --composite {}",
-    "sgdata build --lock {}", "sgdata build --raster {}", "sgdata build --gap {}", "sgdata build --sea {}",
+    "sgdata build --lock {}", "sgdata build --raster {}", "sgdata build --gap-fill {}", "sgdata build --sea {}",
     "sgdata plan --places {}", "sgdata build --places {}",
     "sgdata clouds {} --out o", "sgdata drift {}", "sgdata catalog {}", "sgdata fetch {}",
     "sgdata fetch eurosat --edition {}", "sgdata fetch eurosat --part {}", "sgdata shard {}",
@@ -91,12 +91,12 @@ ARGUMENTS = (
     "sgdata audit {}", "sgdata audit toy --dataset {}", "sgdata audit toy --edition {}", "sgdata audit toy --build {}",
     "sgdata split {} --out o", "sgdata draw-splits {} --out o.tsv.gz",
     "sgdata draw-splits toy --out o.tsv.gz --budget {}",
-    "sgdata release {} 1.0 --from toy --out o", "sgdata release a {} --from toy --out o",
-    "sgdata release a 1.0 --from {} --out o", "sgdata release a 1.0 --from toy --out o --date {}",
-    "sgdata release a 1.1 --from toy --out o --previous {}", "sgdata release a 1.0 --from toy --out o --home {}",
+    "sgdata release {} 1.0 --source toy --out o", "sgdata release a {} --source toy --out o",
+    "sgdata release a 1.0 --source {} --out o", "sgdata release a 1.0 --source toy --out o --date {}",
+    "sgdata release a 1.1 --source toy --out o --previous {}", "sgdata release a 1.0 --source toy --out o --home {}",
     "sgdata diff {} toy", "sgdata diff toy {}", "sgdata build segmunich --name {}",
     "sgdata shard eurosat --name {} --source toy --out o",
-    "sgdata export {} --from toy --out o", "sgdata export segmunich-released --from {} --out o", "sgdata show {}",
+    "sgdata export {} --source toy --out o", "sgdata export segmunich-released --source {} --out o", "sgdata show {}",
     "sgdata show toy --layer {} --out o", "sgdata simulate o --layout {}", "sgdata simulate o --ground {}",
     "sgdata demo --{}",
     "sgmodel {}", "sgmodel recipes {}", "sgmodel pretrain {} --shards toy", "sgmodel contrast {} --shards toy",
@@ -197,9 +197,9 @@ def test_names_in_a_catalogue(say: Say, home: Path, monkeypatch: pytest.MonkeyPa
     assert say("sgdata", "show", home / "build", "--out", home / "page")[0] == 0
     assert say("sgdata", "shard", "segmunich", "--source", home / "build", "--out", home / "shards")[0] == 0
     assert say("sgdata", "audit", home / "shards", "--build", home / "build", "--out", home / "audit")[0] == 3
-    words = ("--from", home / "shards", "--build", home / "build", "--out", home / "out")
+    words = ("--source", home / "shards", "--build", home / "build", "--out", home / "out")
     # Under the name of the release, with the licence of builds, whatever the recipe calls the dataset.
-    code, _, _ = say("sgdata", "release", "tiny", "1.0", *words, "--catalog", home / "register")
+    code, _, _ = say("sgdata", "release", "tiny", "1.0", *words, "--register", home / "register")
     assert code == ExitCode.FINDINGS
     assert [path.name for path in (home / "out").iterdir() if not path.name.startswith(".")] == ["tiny-1.0"]
     assert say("sgdata", "diff", home / "out/tiny-1.0", home / "shards")[0] == 0

@@ -199,7 +199,7 @@ def test_every_command_with_hostile_names(home: Path) -> None:
         "audit": run(cli.main, "audit", home / "packed", "--build", build, "--out", home / "audit"),
     }
     assert done == {"drift": 0, "show": 0, "shard": 0, "split": 2, "audit": 3}
-    words = ("--from", home / "packed", "--build", build, "--out", home / "release", "--catalog", home / "catalogue")
+    words = ("--source", home / "packed", "--build", build, "--out", home / "release", "--register", home / "catalogue")
     assert run(cli.main, "release", HOSTILE, "1.0", *words) == 2
     assert run(cli.main, "release", "tiny", "../1.0", *words) == 2
     assert run(cli.main, "release", "tiny", "1.0", *words) in (0, 3)

@@ -61,8 +61,8 @@ def release(home: Path) -> Words:
     """A release with its archive and its entry in a catalogue."""
     pack.pack("segmunich", source=finished_build(home / "build"), out=home / "shards")
     words = ["sgdata", "release", "tiny", "1.0", "--archive", "--date", "2026-11-21"]
-    places = ["--from", str(home / "shards"), "--build", str(home / "build")]
-    return lambda out: [*words, *places, "--out", str(out), "--catalog", str(out / "register")]
+    places = ["--source", str(home / "shards"), "--build", str(home / "build")]
+    return lambda out: [*words, *places, "--out", str(out), "--register", str(out / "register")]
 
 
 def train(home: Path) -> Words:

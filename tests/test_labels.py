@@ -16,16 +16,16 @@ from rasterio.features import rasterize
 from rasterio.transform import Affine
 from scipy import ndimage
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError
 from sgdata.labels import osm_features, tag_rules
 from sgdata.labels import rasterize as label_raster
 from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
 
-CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
 RULES = tag_rules.rules(
-    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
+    package_data.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
 )
 GRID = Grid(crs="EPSG:32632", origin=(671280, 5349540), gsd_m=10, shape=(64, 80))
 FOREST, WATER, PARK, URBAN, INDUSTRY, STREET = 4, 5, 10, 11, 12, 0

@@ -141,8 +141,8 @@ def test_a_build_takes_classes_from_a_raster_and_streets_from_openstreetmap(
     assert rows["Forests"]["iou"] > 0.95
     assert (rows["Arable land"]["raster"] > 2000, rows["Arable land"]["both"]) == (True, 0)
     assert (rows["Pastures"]["raster"], rows["Pastures"]["rules"] > 2000) == (0, True)
-    # `--gap` fills what the raster lacks.
-    pipeline.build(of_raster, replace(paths, out=tmp_path / "c", gap=raster(tmp_path / "g.tif", codes * 0 + 21)))
+    # `--gap-fill` fills what the raster lacks.
+    pipeline.build(of_raster, replace(paths, out=tmp_path / "c", gap_fill=raster(tmp_path / "g.tif", codes * 0 + 21)))
     with geotiff.open_raster(str(tmp_path / "c" / "label_source.tif")) as sources:
         assert sources.read(1)[110, 20] == 3
     for wrong in (replace(paths, raster=None), replace(paths, osm="none")):

@@ -58,7 +58,7 @@ PURE = (
         "labels.tag_rules",
         "scenes.offsets",
     ),
-    *("scenes.aoi", "splits.blocks", "splits.proximity", "splits.ground", "splits.nearest"),
+    *("scenes.aoi", "splits.blocks", "splits.proximity", "splits.ground_splits", "splits.nearest"),
     *(
         "shards.statistics",
         "shards.histogram",

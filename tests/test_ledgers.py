@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgmodel.ledger import experiments
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe
 from sgmodel.recipes.programs import PROGRAMS
 
-LEDGERS = sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))
+LEDGERS = sorted((package_data.folder("recipes") / "ledger").glob("*.toml"))
 ROOT = Path(__file__).parents[1]
 
 
@@ -29,7 +29,7 @@ def test_every_row_has_runs_whose_recipes_are_valid(path: Path, tmp_path: Path) 
 
 def test_rows_that_are_compared_on_real_images_learn_from_the_same_labels() -> None:
     for stem in ("eurosat-rgb", "eurosat-rgb-quick"):
-        recipe = files.read(LedgerRecipe, catalog.folder("recipes") / "ledger" / f"{stem}.toml")
+        recipe = files.read(LedgerRecipe, package_data.folder("recipes") / "ledger" / f"{stem}.toml")
         for table in recipe.tables:
             own = [text for row in table.rows for text in row.set if "shots" in text or "fraction" in text]
             assert not own

@@ -20,7 +20,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 from test_stac import TwoPages
 from typer.testing import CliRunner
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import fetch, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
@@ -56,7 +56,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def recipe() -> BuildRecipe:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         dates="2019-01-01/2019-12-31",

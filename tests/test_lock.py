@@ -17,7 +17,7 @@ import rasterio
 import served
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_lock, output_names
+from sgdata import files, output_lock, output_names, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError, ServiceError, SettingError, SourceError
@@ -40,7 +40,7 @@ def archive(folder: Path, *, shift: int = 0, baseline: str = "02.14") -> Path:
 
 @pytest.fixture
 def recipe() -> BuildRecipe:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         dates="2019-01-01/2019-12-31",
@@ -212,7 +212,7 @@ def test_unmapped_ground_is_filled_from_a_raster_and_marked(tmp_path: Path, reci
         profile = {"driver": "GTiff", "dtype": "uint8", "count": 1, "height": 90, "width": 90, "crs": "EPSG:32632"}
         with rasterio.open(path, "w", transform=Affine(10, 0, 600060, 0, -10, 5399940), nodata=0, **profile) as target:
             target.write(np.full((1, 90, 90), code, np.uint8))
-        return build(recipe, where, tmp_path / out, osm=str(tmp_path / "osm.json"), gap=path)
+        return build(recipe, where, tmp_path / out, osm=str(tmp_path / "osm.json"), gap_fill=path)
 
     out = filled(21, "b")
     with rasterio.open(out / "labels.tif") as painted, rasterio.open(out / "label_source.tif") as source:

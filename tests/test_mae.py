@@ -12,7 +12,7 @@ from test_encoder import TINY, configs, images
 from torch import Tensor
 from torch.nn import functional
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError
 from sgmodel.models import encoder, mae
 
@@ -37,7 +37,7 @@ def test_sizes_and_keys_are_the_published_ones(make, name: str, parameters: dict
             model = mae.MaskedAutoencoder(encoder.Encoder(make(image_px=image_px)))
         assert sum(p.numel() for p in model.parameters()) == count
         if image_px == 128:
-            rows = catalog.table(f"spectralgpt_{name}_keys")
+            rows = package_data.table(f"spectralgpt_{name}_keys")
             assert {k: "x".join(map(str, v.shape)) for k, v in model.state_dict().items()} == {
                 row["key"]: row["shape"] for row in rows
             }

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files, sentinel2
+from sgdata import files, package_data, sentinel2
 from sgdata.errors import SettingError
 from sgdata.shards import tar_format, write_shards
 from sgdata.types import Sample
@@ -149,7 +149,7 @@ def recipe(*overrides: str) -> pretrain.PretrainRecipe:
         "decoder.depth=1",
         "training.batch=4",
     )
-    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     shares = ("training.mixture.toy=3", "training.mixture.doubled=1", "training.epochs=2", "picture_every=100")
     return files.read(
         pretrain.PretrainRecipe,

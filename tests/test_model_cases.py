@@ -49,7 +49,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sgmodel
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SourceError
 from sgdata.shards import contracts, write_shards
 from sgdata.types import Array, Sample
@@ -291,7 +291,7 @@ def full_disk(room: int) -> Iterator[None]:
 def test_a_full_disk_is_reported_in_one_line_and_the_same_command_resumes(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     settings = ("model.image_px=32", "augment.crop_area=[1.0, 1.0]", "training.epochs=1", "picture_every=100")
     line = [path, "--shards", folder, "--out", tmp_path / "run", "--device", "cpu", "--threads", 1, "-q"]
     argv = [*map(str, line), *(f"--set={text}" for text in settings)]

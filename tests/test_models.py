@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import sgmodel
-from sgdata import catalog, files, sentinel2
+from sgdata import files, package_data, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.models import adapt, backbones, factory, specs, torchvision_compat
@@ -126,7 +126,7 @@ def test_satmae_base_has_the_published_shapes() -> None:
         model = made(config, "classify", bands=10)
     state = {
         row["key"]: torch.zeros([int(n) for n in row["shape"].split("x")], device="meta")
-        for row in catalog.table("satmae_base_keys")
+        for row in package_data.table("satmae_base_keys")
     }
     report = transfer.fit(model, state, at_least=1.0)
     assert not report.resized
@@ -297,7 +297,7 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
 def test_the_catalogue_names_models_that_can_be_built() -> None:
     torchvision_compat.declare_operators()
     timm = importlib.import_module("timm")
-    for row in catalog.table("published_weights"):
+    for row in package_data.table("published_weights"):
         assert all(row[key] for key in ("name", "model", "bands", "where", "licence", "layout")), row
         backbone = row["model"].partition(",")[0].partition(" ")[0]
         known = backbone in {"spectralgpt", "satmae"}

@@ -26,7 +26,7 @@ from sgmodel.data import loader
 from sgmodel.data.subset import within_budget
 from sgmodel.models.image_statistics import ImageStatistics
 from sgmodel.recipes import classify, detect_change, segment
-from sgmodel.train import metrics, nearness, neighbours
+from sgmodel.train import metrics, neighbours, training_distance
 
 # Degrees of longitude at 48 degrees north that are a metre.
 METRE = 1 / 74_630
@@ -126,7 +126,7 @@ def test_likeness_replaces_metres_where_samples_have_no_place(tmp_path: Path) ->
         "image": np.random.default_rng(0).integers(1, 4_000, (12, 16, 16)).astype(np.uint16)}))  # fmt: skip
     write_shards.write(made, tmp_path / "shards", contract=scene_contract(16))
     train, held_out = (loader.Samples(tmp_path / "shards", split, ("image",)) for split in ("train", "val"))
-    near = nearness.measure(train, held_out)
+    near = training_distance.measure(train, held_out)
     assert near.metres is None
     assert near.likeness is not None
     found = dict(zip(held_out.keys, zip(near.likeness, near.nearest, strict=True), strict=True))
@@ -165,10 +165,10 @@ def test_pixels_and_change_are_scored_by_distance(tmp_path: Path) -> None:
 
 def test_bands_cover_every_distance_once() -> None:
     metres = np.array([0, 99.9, 100, 1_999, 2_000, 4_999, 5_000, 19_999, 20_000, 1e7])
-    near = nearness.Nearness(metres=metres, likeness=None, nearest=("a",) * 10)
+    near = training_distance.Nearness(metres=metres, likeness=None, nearest=("a",) * 10)
     assert [rows.tolist() for _, rows in near.bands] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     likeness = np.array([1, 0.9, 0.89, 0.7, 0.5, 0.49, -1])
-    near = nearness.Nearness(metres=None, likeness=likeness, nearest=("a",) * 7)
+    near = training_distance.Nearness(metres=None, likeness=likeness, nearest=("a",) * 7)
     assert [rows.tolist() for _, rows in near.bands] == [[0, 1], [2, 3], [4], [5, 6]]
 
 
@@ -255,8 +255,8 @@ def test_the_recipes_of_statistics_run_with_each_budget(tmp_path: Path) -> None:
 
 def test_figures_of_rows_have_intervals_of_these_rows() -> None:
     right = torch.tensor([True] * 50 + [False] * 50)
-    known = nearness.ScoredSamples(columns={}, figure=lambda rows: lambda w: metrics.top1(right[rows], w))
-    band = nearness._band("near", np.arange(50), known, "top1")
+    known = training_distance.ScoredSamples(columns={}, figure=lambda rows: lambda w: metrics.top1(right[rows], w))
+    band = training_distance._band("near", np.arange(50), known, "top1")
     assert (band["top1"], band["top1_interval"]) == (1.0, (1.0, 1.0))
-    both = nearness._band("all", np.arange(100), known, "top1")
+    both = training_distance._band("all", np.arange(100), known, "top1")
     assert both["top1_interval"][0] < 0.45 < 0.55 < both["top1_interval"][1]

@@ -137,16 +137,16 @@ def test_what_is_in_a_hole_does_not_change_the_loss_of_pretraining(folders: dict
     (batch,) = loader.load(source, loader.in_order(4, 4), threads=1)
     # The targets of a hole are no number at all, so that no prediction is compared with them.
     geometry = augment.centre_crop(batch.valid_size, SIDE)
-    images, seen = pretrain._view(setting, batch, geometry)
-    assert torch.equal(~seen, torch.from_numpy(HOLE).expand_as(seen))
+    images, valid = pretrain._view(setting, batch, geometry)
+    assert torch.equal(~valid, torch.from_numpy(HOLE).expand_as(valid))
     model = pretrain.build(setting.recipe)
     noise = torch.rand(4, setting.recipe.model.tokens)
-    model(images, noise=noise, ratio=0.75, seen=seen).loss.backward()
+    model(images, noise=noise, ratio=0.75, valid=valid).loss.backward()
     assert all(part.grad is None or bool(part.grad.isfinite().all()) for part in model.parameters())
     errors = []
     for junk in (0.0, 1e6):
-        target = images.where(seen, torch.nan)
-        pred = images.where(seen, junk) + 1
+        target = images.where(valid, torch.nan)
+        pred = images.where(valid, junk) + 1
         patches = [pretrain.encoder.patchify(x, setting.recipe.model) for x in (pred, target)]
         result = model.compare(*patches, torch.ones(4, setting.recipe.model.tokens))
         errors.append([float(result.loss.detach()), *result.loss_band.tolist()])

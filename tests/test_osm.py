@@ -12,12 +12,12 @@ import osmium
 import pytest
 import shapely
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
 from sgdata.labels import osm_features, osm_pbf, tag_rules
 
-CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-RULES = tag_rules.rules(catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=("drive",))
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
+RULES = tag_rules.rules(package_data.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=("drive",))
 EVERYWHERE = shapely.box(-180, -90, 180, 90)
 
 Place = tuple[float, float]

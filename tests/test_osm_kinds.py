@@ -23,7 +23,7 @@ from test_real_labels import EXTRACTS, drawn, whole
 from test_real_labels import RULES as STREETS
 from typer.testing import CliRunner
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
@@ -367,7 +367,7 @@ def recipe(tmp_path: Path) -> Path:
         "B02": (np.full((120, 120), 400, np.uint16), 10.0), "SCL": (np.full((60, 60), 4, np.uint8), 20.0)
     }  # fmt: skip
     wrap(tmp_path / "archive", [Wrapped(id="S2A_32UPU_20190601_0_L2A", time="2019-06-01T10:00:00Z", layers=layers)])
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     small = replace(
         published,
         dates="2019-06-01/2019-06-30",

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import shapely
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import osm_features, overpass, tag_rules
 from sgdata.remote.retry import RetryPolicy
 
-CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-ROWS = catalog.table("osm_lulc_tags")
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
+ROWS = package_data.table("osm_lulc_tags")
 RULES = tag_rules.rules([row for row in ROWS if row["osm_key"] == "landuse"], CODES, tiers=("core",), groups=())
 AREA = shapely.box(11.5, 48.1, 11.6, 48.2)
 ELEMENTS: list[dict[str, Any]] = [

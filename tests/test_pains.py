@@ -18,7 +18,7 @@ import torch
 from baselines import build
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract, write_scenes
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SgdataError
 from sgdata.shards import write_shards
 from sgdata.types import Contract, Sample
@@ -27,7 +27,7 @@ from sgmodel.data import normalise
 from sgmodel.recipes import classify, detect_change, pretrain, segment
 from sgmodel.train import run_paths, training
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 SIZES = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=2", "training.batch=4")
 WINDOWS = ("windows.px=16", "accept=[]")
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError
@@ -149,7 +149,7 @@ def test_a_deviation_is_named_with_both_values() -> None:
 
 def test_drift_reports_missing_changed_and_new_items(tmp_path: Path) -> None:
     area = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(60, 60))
-    recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    recipe = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     recipe = replace(recipe, dates="2019-01-01/2019-12-31", area=Area(grid=area), bands=("B02",))
     recipe = replace(recipe, patches=replace(recipe.patches, size=32))
     layers: dict[str, tuple[Any, float]] = {

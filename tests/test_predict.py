@@ -137,16 +137,16 @@ def test_shares_sum_to_one_everywhere(size: int, side: int, overlap: float) -> N
 def test_an_identity_model_reproduces_the_scene(height: int, width: int, overlap: float, unit: int) -> None:
     scene = pixels(height, width)[:2]
 
-    def look(tiles: Array) -> Array:
+    def predict(tiles: Array) -> Array:
         side = 8 // unit
         return tiles.reshape(len(tiles), 2, side, unit, side, unit).mean(axis=(3, 5), dtype=np.float32)
 
-    plan = tiling.plan((height, width), px=8, answer=(2, 8 // unit), overlap=overlap)
+    plan = tiling.plan((height, width), px=8, output_shape=(2, 8 // unit), overlap=overlap)
     seen = np.ones((height, width), bool)
     rows = [
         (row, answer.copy(), there)
         for row, answer, there in tiling.blend(
-            plan, lambda row, n: (scene[:, row : row + n], seen[row : row + n]), look, batch=3
+            plan, lambda row, n: (scene[:, row : row + n], seen[row : row + n]), predict, batch=3
         )
     ]
     found = np.concatenate([answer for _, answer, _ in rows], axis=1)
@@ -161,7 +161,7 @@ def test_an_identity_model_reproduces_the_scene(height: int, width: int, overlap
 
 def test_memory_is_that_of_a_row_of_tiles() -> None:
     def peak(height: int) -> int:
-        plan = tiling.plan((height, 4096), px=32, answer=(4, 32), overlap=0.5)
+        plan = tiling.plan((height, 4096), px=32, output_shape=(4, 32), overlap=0.5)
         tracemalloc.start()
         rows = tiling.blend(
             plan,
@@ -186,8 +186,8 @@ def test_no_seams(weights: Path) -> None:
     scene, seen = pixels(160, 160), np.ones((160, 160), bool)
 
     def step_at_borders(overlap: float) -> float:
-        plan = tiling.plan((160, 160), px=PX, answer=model.answer, overlap=overlap)
-        rows = tiling.blend(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.look, batch=16)
+        plan = tiling.plan((160, 160), px=PX, output_shape=model.output_shape, overlap=overlap)
+        rows = tiling.blend(plan, lambda r, n: (scene[:, r : r + n], seen[r : r + n]), model.predict, batch=16)
         steps = np.abs(np.diff(np.concatenate([a.copy() for _, a, _ in rows], axis=1), axis=2)).mean(axis=(0, 1))
         at = sorted({col - 1 for col in plan.cols if col} | {col + PX - 1 for col in plan.cols if col + PX < 160})
         return float(steps[at].mean() / np.delete(steps, at).mean())

@@ -19,7 +19,7 @@ from baselines import build, spectralgpt
 from synthetic_shards import contract, sample, write
 
 import sgmodel
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
@@ -41,7 +41,7 @@ TINY = (
 
 
 def recipe(*overrides: str) -> pretrain.PretrainRecipe:
-    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     whole = ("augment.crop_area=[1.0, 1.0]",)  # of 32 px samples
     return files.read(pretrain.PretrainRecipe, path, (*TINY, *whole, *overrides))
 
@@ -116,7 +116,7 @@ def test_stopped_twice_and_resumed_equals_uninterrupted(folder: Path, whole: Pat
 
 def test_sigterm_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path) -> None:
     settings = [f"--set={text}" for text in (*TINY, "training.epochs=300")]
-    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     line = [
         sys.executable,
         "-m",
@@ -128,7 +128,7 @@ def test_sigterm_saves_and_the_same_command_resumes(folder: Path, tmp_path: Path
         str(tmp_path),
     ]
     child = subprocess.Popen(
-        [*line, *settings, "--threads=1"], stderr=subprocess.PIPE, cwd=catalog.folder("recipes").parent
+        [*line, *settings, "--threads=1"], stderr=subprocess.PIPE, cwd=package_data.folder("recipes").parent
     )
     metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
     while time.monotonic() < deadline and not (metrics.exists() and metrics.read_text().count("\n") > 3):

@@ -21,7 +21,7 @@ PROGRAM = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sgdata import catalog, files
+from sgdata import package_data, files
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.scenes.aoi import Area

@@ -13,7 +13,7 @@ import pytest
 from synthetic_shards import contract, write
 from test_reproduce import SET, paths, recipe, shards  # noqa: F401 - fixtures
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.shards import contracts, tar_format, write_shards
@@ -23,8 +23,8 @@ from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
 from sgmodel.ledger.published import Protocol
 from sgmodel.recipes.programs import PROGRAMS
 
-PROTOCOLS = [row["name"] for row in catalog.table("published_protocols")]
-FIGURES = catalog.table("published_figures")
+PROTOCOLS = [row["name"] for row in package_data.table("published_protocols")]
+FIGURES = package_data.table("published_figures")
 
 
 # --- the tables ----------------------------------------------------------------------------
@@ -80,7 +80,7 @@ def test_the_rivals_of_the_paper_have_figures() -> None:
     rivals = {"ResNet50", "SeCo", "ViT", "ViT-22k", "SatMAE", "SpectralGPT", "SpectralGPT+"}
     assert set(published.figures("eurosat-paper")) == rivals
     assert published.of_model("eurosat-paper", "SeCo")["best_epoch.top1"].value == 0.9723
-    ledger = files.read(experiments.LedgerRecipe, catalog.folder("recipes") / "ledger" / "paper.toml")
+    ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
     for table in ledger.tables[:1] + ledger.tables[3:6]:
         shown = {row.published for row in table.rows}
         assert set(published.figures(table.protocol)) - shown <= {"ViT"}, table.name
@@ -132,7 +132,7 @@ def test_samples_are_compared_with_a_published_list_by_their_hash(
 ) -> None:
     folder = write(tmp_path / "toy")
     keys = [row["key"] for row in tar_format.read_index(folder).to_pylist() if row["split"] == "train"]
-    table = split_table.read(catalog.folder("catalogs") / "splits" / "eurosat.tsv.gz")
+    table = split_table.read(package_data.folder("catalogs") / "splits" / "eurosat.tsv.gz")
     for listed, expected in ((keys, []), ([*keys[1:], "other"], ["other split"])):
         known = split_table.PublishedList(
             name="official", split="train", samples=len(keys), sha256=split_table.digest(listed)
@@ -183,7 +183,7 @@ def test_published_figures_need_a_protocol() -> None:
 
 def test_the_plan_says_what_can_run_and_how_to_get_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    ledger = files.read(experiments.LedgerRecipe, catalog.folder("recipes") / "ledger" / "paper.toml")
+    ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
     kept = [table for table in ledger.tables if table.name in ("EuroSAT, k nearest neighbours", "OSCD")]
     few = [dataclasses.replace(table, rows=table.rows[:1] + table.rows[4:5], compare=()) for table in kept]
     ledger = dataclasses.replace(ledger, tables=tuple(few))
@@ -207,14 +207,14 @@ def test_the_plan_says_what_can_run_and_how_to_get_the_rest(tmp_path: Path, monk
 
 
 def test_a_list_that_cannot_be_fetched_is_named() -> None:
-    ledger = files.read(experiments.LedgerRecipe, catalog.folder("recipes") / "ledger" / "paper.toml")
+    ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
     lines = list(supplies._make(ledger, "eurosat"))
     assert any(line.startswith("# put spectralgpt_train.txt, spectralgpt_val.txt into data/eurosat") for line in lines)
     assert lines[-1].endswith("--edition ms --split spectralgpt --out out/shards/eurosat")
 
 
 def test_rows_that_train_nothing_have_no_steps(tmp_path: Path) -> None:
-    ledger = files.read(experiments.LedgerRecipe, catalog.folder("recipes") / "ledger" / "paper.toml")
+    ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
     (table,) = [table for table in ledger.tables if table.name == "EuroSAT, k nearest neighbours"]
     nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
     (run,) = experiments.plan_runs(ledger, table, table.rows[3], nowhere)

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from synthetic_shards import contract, sample, write, write_pairs, write_scenes
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.shards import tar_format, write_shards
 
-RECIPES = catalog.folder("recipes")
+RECIPES = package_data.folder("recipes")
 SMALL = (
     "model.image_px=32",
     "model.width=32",

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from synthetic_shards import contract
 
-from sgdata import catalog, files, sentinel2
+from sgdata import files, package_data, sentinel2
 from sgdata.datasets import cards
 from sgdata.shards import write_shards
 from sgdata.types import Array, Sample
 from sgmodel.data import band_selection, loader, normalise
 from sgmodel.recipes import classify, segment
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 
 
 def stored_and_file(place: Path, dataset: str, edition: str) -> tuple[loader.Samples, Array]:

@@ -12,7 +12,7 @@ import rasterio
 import stac_wrap
 from scipy import ndimage
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import cloud_masks
@@ -29,7 +29,7 @@ SAHARA = Grid(crs="EPSG:32629", origin=(230580.0, 2790020.0), gsd_m=100.0, shape
 
 
 def published(area: Grid, dates: str, size: int) -> BuildRecipe:
-    recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    recipe = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     patches = replace(recipe.patches, size=size, stride=size // 2)
     mask = replace(recipe.mask, cloud_buffer_m=0, shadow_buffer_m=0, bright_target_filter=False)
     return replace(recipe, area=Area(grid=area, gsd_m=area.gsd_m), dates=dates, patches=patches, mask=mask)

@@ -13,15 +13,15 @@ from pyproj import Transformer
 from rasterio.features import rasterize
 from rasterio.transform import Affine
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.labels import osm_features, tag_rules
 from sgdata.labels import rasterize as label_raster
 from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
 
-CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
 RULES = tag_rules.rules(
-    catalog.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
+    package_data.table("osm_lulc_tags"), CODES, tiers=("core", "ext"), groups=label_raster.LabelSettings().street_groups
 )
 # The boxes that the files themselves give: name, west, south, east, north.
 EXTRACTS = {

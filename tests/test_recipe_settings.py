@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sgdata import catalog, files, recipe_settings
+from sgdata import files, package_data, recipe_settings
 from sgdata.builds import build_recipe
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.datasets.types import ShardRecipe
@@ -40,7 +40,7 @@ def complaint(name: str, change: str) -> str:
     """Return what is said of a recipe with one setting changed, "" if it is read."""
     kind, file = KINDS[name]
     try:
-        files.read(kind, catalog.folder("recipes") / file, [change])
+        files.read(kind, package_data.folder("recipes") / file, [change])
     except SettingError as error:
         return str(error).partition(".toml: ")[2] or str(error)
     return ""
@@ -200,7 +200,7 @@ def test_every_number_is_finite_and_in_its_range(name: str) -> None:
         read(name, math.ceil(low))
 
 
-@pytest.mark.parametrize("path", sorted((catalog.folder("recipes")).rglob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((package_data.folder("recipes")).rglob("*.toml")), ids=lambda path: path.stem)
 def test_recipes_of_the_package_are_inside(path: Path) -> None:
     for name, number in settings(files.read_plain(path)):
         low, high = recipe_settings.RANGES.get(name, (number, number))

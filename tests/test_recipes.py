@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel import recipe_files
 from sgmodel.recipes import pretrain
@@ -17,7 +17,7 @@ from sgmodel.recipes.programs import PROGRAMS
 from sgmodel.train import optim
 from sgmodel.train.program import ProgramName
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 PARAMETERS = {
     "pretrain-fmow-base": 98_496_960,
     "pretrain-fmow-large": 315_970_752,

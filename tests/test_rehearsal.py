@@ -13,7 +13,7 @@ import pytest
 import rehearsal
 import served
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.errors import ExitCode
 from sgdata.scenes import lock, types
@@ -29,7 +29,7 @@ def sgdata(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 def recipe_file(path: Path, archive: rehearsal.Archive, **source: object) -> Path:
     """Write a recipe of the rehearsal's area, with changes to its source."""
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     recipe = replace(
         published,
         area=Area(grid=archive.area),

@@ -18,7 +18,7 @@ import jsonschema
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog, files, output_names, verification
+from sgdata import files, output_names, package_data, verification
 from sgdata.audits import checks, collect_evidence
 from sgdata.audits.findings import AuditReport
 from sgdata.cli import app
@@ -172,7 +172,7 @@ def test_croissant_is_valid_and_reads_the_index(released: Path) -> None:
 
 def schema() -> dict[str, Any]:
     document: dict[str, Any] = json.loads(
-        (catalog.folder("catalogs") / "schemas/geocroissant.schema.json").read_bytes()
+        (package_data.folder("catalogs") / "schemas/geocroissant.schema.json").read_bytes()
     )
     return document
 
@@ -275,8 +275,8 @@ PROGRAM = (
 def command(
     made: Path, out: Path, *more: str, program: str = PROGRAM, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    words = ["release", "tiny-town", "1.0", "--from", str(made / "shards"), "--build", str(made / "build")]
-    words += ["--out", str(out), "--catalog", str(out / "catalogs"), "--date", "2026-11-21", *more]
+    words = ["release", "tiny-town", "1.0", "--source", str(made / "shards"), "--build", str(made / "build")]
+    words += ["--out", str(out), "--register", str(out / "catalogs"), "--date", "2026-11-21", *more]
     return subprocess.run(
         [sys.executable, "-c", program, *words],
         cwd=out.parent, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, capture_output=True, text=True,

@@ -15,7 +15,7 @@ from scipy import stats
 from synthetic_shards import write
 from test_cluster import cluster  # noqa: F401  # a fixture
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
@@ -27,7 +27,7 @@ from sgmodel.ledger.published import PublishedFigure
 from sgmodel.recipes.programs import PROGRAMS
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
-LEDGERS = sorted((catalog.folder("recipes") / "ledger").glob("*.toml"))
+LEDGERS = sorted((package_data.folder("recipes") / "ledger").glob("*.toml"))
 # Stands for every program: a figure from the seed, or an end as the file `fail` beside it asks for.
 STUB = """
 import json, pathlib, sys

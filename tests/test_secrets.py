@@ -101,7 +101,9 @@ def test_no_secret_reaches_a_file_or_a_message(tmp_path: Path) -> None:
     command(home, "plan", "segmunich", "--stac", typed, "--out", "plan", *sets, codes=(2,))  # the server is gone
     command(home, "build", "segmunich", "--stac", typed, "--osm", typed, "--out", "dead", *sets, codes=(2,))
     command(home, "shard", "segmunich", "--source", "build", "--out", "shards")
-    command(home, "release", "tiny", "1.0", "--from", "shards", "--build", "build", "--out", "rel", "--catalog", "cat")
+    command(
+        home, "release", "tiny", "1.0", "--source", "shards", "--build", "build", "--out", "rel", "--register", "cat"
+    )
     command(home, "show", "build")
     with served.serving(home / "shards") as server:
         address = server.url.replace("://", "://CANARYuser:CANARYpw@") + "?sig=CANARYsig&sp=r"

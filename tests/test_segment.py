@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from synthetic_shards import contract, sample, write
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards
@@ -32,7 +32,7 @@ TINY = (
 
 
 def recipe(name: str, *overrides: str) -> segment.SegmentRecipe:
-    path = catalog.folder("recipes") / "train" / f"segment-demo-{name}.toml"
+    path = package_data.folder("recipes") / "train" / f"segment-demo-{name}.toml"
     return files.read(segment.SegmentRecipe, path, overrides)
 
 
@@ -108,7 +108,7 @@ def test_majority_by_hand(folder: Path, whole: Path) -> None:
 
 
 def test_fine_tuning_loads_the_encoder_of_a_pretraining_run(folder: Path, tmp_path: Path) -> None:
-    path = catalog.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
+    path = package_data.folder("recipes") / "train" / "pretrain-demo-tiny.toml"
     tiny = [text.replace(".encoder.", ".") for text in TINY if not text.startswith(("evaluate", "model.head"))]
     pretraining = files.read(pretrain.PretrainRecipe, path, (*tiny, "decoder.width=32"))
     pretrain.main(pretraining, run_paths_for(folder, tmp_path / "pretrain"))

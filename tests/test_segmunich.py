@@ -19,7 +19,7 @@ import pytest
 import rasterio
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_lock, output_names
+from sgdata import files, output_lock, output_names, package_data
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import tiles, window_staging
@@ -57,7 +57,7 @@ def scene(day: str, truth: dict[str, Array], *, shift: int = 0, **changes: Any) 
 
 @pytest.fixture
 def recipe() -> BuildRecipe:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         dates="2019-01-01/2019-12-31",

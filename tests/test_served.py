@@ -18,7 +18,7 @@ import served
 from served import Files
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import window_staging
@@ -49,7 +49,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe() -> BuildRecipe:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         dates="2019-01-01/2019-12-31",

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyproj import Transformer
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
@@ -160,10 +160,10 @@ def test_every_class_has_its_share_and_gaps_are_few(town: Town) -> None:
 
 
 def test_tags_mean_the_class_that_is_painted() -> None:
-    train = {row["file_value"]: int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+    train = {row["file_value"]: int(row["train_index"]) for row in package_data.table("segmunich_labels")}
     means = {
         (row["osm_key"], row["osm_value"]): train[row["segmunich_label_value"]]
-        for row in catalog.table("osm_lulc_tags")
+        for row in package_data.table("osm_lulc_tags")
         if row["geometry"] == "polygon" and row["segmunich_label_value"] in train
     }
     for name, kind in kinds().items():
@@ -226,7 +226,7 @@ def test_the_tables_of_both_grounds_name_each_other(town: Town) -> None:
     drawn |= {road.cover for road in roads().values()}
     assert drawn == set(arrangement.cover_ids())
     table = arrangement.covers()
-    for number, row in enumerate(catalog.table("simulated_arrangements")):
+    for number, row in enumerate(package_data.table("simulated_arrangements")):
         # Every material of a list is drawn equally often.
         found, times = np.unique(table.a[number], return_counts=True)
         weights = Counter(row["a"].split())
@@ -608,7 +608,7 @@ def test_a_plan_reports_every_trap_and_reads_each_provider(trapped: tuple[str, P
     assert ("wrong-offset-flag" in named) == ("old-projection" in named) == (layout == "earth-search")
     recipe = files.read(
         BuildRecipe,
-        catalog.folder("recipes") / "build" / "segmunich.toml",
+        package_data.folder("recipes") / "build" / "segmunich.toml",
         ["dates=2019-04-01/2020-04-01", f"area={{aoi='{folder}/aoi.geojson'}}"],
     )
     planned = pipeline.plan(recipe, BuildPaths(out=tmp_path, stac=str(folder)))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from synthetic_shards import write, write_scenes
 
-from sgdata import catalog, files, step_log
+from sgdata import files, package_data, step_log
 from sgdata.pages import run
 from sgmodel import devices
 from sgmodel.data import augment
@@ -19,7 +19,7 @@ from sgmodel.recipes import classify, programs
 from sgmodel.train import run_folder, run_paths
 from sgmodel.train.loop import Figures, Result, Step
 
-TRAIN = catalog.folder("recipes") / "train"
+TRAIN = package_data.folder("recipes") / "train"
 CUDA = torch.device("cuda", 0)
 
 

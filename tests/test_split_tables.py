@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.audits import collect_evidence, draw_splits
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.packing import select, split_lists
 from sgdata.shards import tar_format
-from sgdata.splits import ground, nearest, split_table
-from sgdata.splits.ground import DrawSettings
+from sgdata.splits import ground_splits, nearest, split_table
+from sgdata.splits.ground_splits import DrawSettings
 from sgdata.splits.nearest import Ground
 from sgdata.types import Array
 from tests import synthetic
 
 OF_RGB = ("--dataset", "eurosat", "--edition", "rgb")
-SHIPPED = catalog.folder("catalogs") / "splits" / "eurosat.tsv.gz"
+SHIPPED = package_data.folder("catalogs") / "splits" / "eurosat.tsv.gz"
 
 
 def country(count: int, seed: int, *, south: float = 46, west: float = 5, side: float = 4) -> Ground:
@@ -35,10 +35,10 @@ def country(count: int, seed: int, *, south: float = 46, west: float = 5, side: 
     )
 
 
-def drawn(count: int = 1500, number: int = 0, **changes: object) -> tuple[Ground, Array, ground.Draw]:
+def drawn(count: int = 1500, number: int = 0, **changes: object) -> tuple[Ground, Array, ground_splits.Draw]:
     place, labels = country(count, seed=1), np.random.default_rng(2).integers(0, 4, count)
     keys = [f"it_{at}" for at in range(count)]
-    return place, labels, ground.draw(place, keys, labels, DrawSettings(**changes), number)  # type: ignore[arg-type]
+    return place, labels, ground_splits.draw(place, keys, labels, DrawSettings(**changes), number)  # type: ignore[arg-type]
 
 
 # --- distances -----------------------------------------------------------------------------
@@ -85,7 +85,7 @@ def test_distances_are_those_of_the_ellipsoid(latitude: float) -> None:
 
 def test_blocks_are_dealt_whole_and_parts_keep_the_gap() -> None:
     place, _, it = drawn(block_m=40_000, gap_m=1_500)
-    blocks = [tuple(row) for row in ground.block_places(place, 40_000).tolist()]
+    blocks = [tuple(row) for row in ground_splits.block_places(place, 40_000).tolist()]
     for block in set(blocks):
         assert len({part for part, at in zip(it.parts, blocks, strict=True) if at == block and part}) <= 1
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -101,7 +101,7 @@ def test_blocks_are_dealt_whole_and_parts_keep_the_gap() -> None:
 @pytest.mark.parametrize("south", [0.0, 45.0, 69.0])
 def test_blocks_are_as_wide_as_high_from_the_equator_to_the_north(south: float) -> None:
     place = country(20_000, seed=3, south=south)
-    members = ground.block_places(place, 50_000)
+    members = ground_splits.block_places(place, 50_000)
     sides = []
     for block in np.unique(members, axis=0):
         chosen = place[(members == block).all(axis=1)]
@@ -144,7 +144,7 @@ def test_a_draw_depends_on_its_number_and_not_on_the_order_of_the_samples() -> N
     place, labels, it = drawn()
     assert (drawn(number=1)[2].parts != it.parts).any()
     order = np.random.default_rng(0).permutation(len(labels))
-    again = ground.draw(place[order], [f"it_{at}" for at in order], labels[order], DrawSettings(), 0)
+    again = ground_splits.draw(place[order], [f"it_{at}" for at in order], labels[order], DrawSettings(), 0)
     np.testing.assert_array_equal(again.parts, it.parts[order])
     np.testing.assert_array_equal(again.budgets, it.budgets[order])
 
@@ -247,15 +247,15 @@ def test_lists_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> No
     from sgdata.datasets import eurosat
 
     with pytest.raises(SettingError, match="1 samples that are not those of the published list 'spectralgpt' train"):
-        select.list_samples(recipe, source, eurosat.find, select.Inputs(splits=tmp_path))
+        select.list_samples(recipe, source, eurosat.list_samples, select.Inputs(splits=tmp_path))
     (tmp_path / "spectralgpt_val.txt").unlink()
     with pytest.raises(SettingError, match="lacks a list of 'spectralgpt': spectralgpt_train.txt, spectralgpt_val.txt"):
-        select.list_samples(recipe, source, eurosat.find, select.Inputs(splits=tmp_path))
+        select.list_samples(recipe, source, eurosat.list_samples, select.Inputs(splits=tmp_path))
     with pytest.raises(SettingError, match="no such folder; give the folder of the lists"):
-        select.list_samples(recipe, source, eurosat.find, select.Inputs(splits=tmp_path / "official"))
+        select.list_samples(recipe, source, eurosat.list_samples, select.Inputs(splits=tmp_path / "official"))
     unknown = select.recipe_for("eurosat", ["edition=rgb", "splits=ground-9"])
     with pytest.raises(SettingError, match="known: random, spatial, spectralgpt, ground-0, .*ground-4"):
-        select.list_samples(unknown, source, eurosat.find)
+        select.list_samples(unknown, source, eurosat.list_samples)
 
 
 @pytest.mark.parametrize("name", ["bigearthnet", "fmow"])
@@ -283,7 +283,7 @@ def test_a_dataset_without_coordinates_is_refused(tmp_path: Path) -> None:
 def test_the_shipped_table_of_eurosat() -> None:
     assert SHIPPED.stat().st_size <= 500_000
     table = split_table.read(SHIPPED)
-    counts = {row["class"]: int(row["total"]) for row in catalog.table("eurosat_class_counts")}
+    counts = {row["class"]: int(row["total"]) for row in package_data.table("eurosat_class_counts")}
     assert set(table.keys) == {f"{name}_{n}" for name, total in counts.items() for n in range(1, total + 1)}
     assert table.header.settings == DrawSettings()
     assert [(each.name, each.split, each.samples) for each in table.header.published] == [
@@ -322,7 +322,7 @@ def test_the_shipped_table_is_made_again_and_keeps_its_gap(real: Path, tmp_path:
     assert done.exit_code == 0, done.output
     assert gzip.decompress((tmp_path / "it.tsv.gz").read_bytes()) == gzip.decompress(SHIPPED.read_bytes())
     table = split_table.read(SHIPPED)
-    rows = {row["name"].rpartition("/")[2]: row for row in catalog.read_table(folder / "coordinates.tsv")}
+    rows = {row["name"].rpartition("/")[2]: row for row in package_data.read_table(folder / "coordinates.tsv")}
     degrees = np.array([[float(rows[key][name]) for name in ("latitude", "longitude")] for key in table.keys])
     place = Ground(latitude=degrees[:, 0], longitude=degrees[:, 1], size_m=np.full((len(degrees), 2), 640.0))
     for cells in table.columns.values():

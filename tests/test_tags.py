@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError
 from sgdata.labels import tag_rules
 
-CODES = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
-ROWS = catalog.table("osm_lulc_tags")
+CODES = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
+ROWS = package_data.table("osm_lulc_tags")
 GROUPS = ("drive", "drive_service", "walk")
 RULES = tag_rules.rules(ROWS, CODES, tiers=("core", "ext"), groups=GROUPS)
 

@@ -11,7 +11,7 @@ from test_encoder import TINY, images
 from torch import nn
 from torch.nn import functional
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError
 from sgmodel.checkpoints import weight_files
 from sgmodel.models import encoder, upernet
@@ -34,7 +34,7 @@ def test_our_names_and_the_published_ones_map_one_to_one(kind: str, table: str, 
     with torch.device("meta"):
         recipe = spectralgpt(encoder.base())
         model = build("segmenter", recipe, 12, 13) if kind == "segmenter" else build("change", recipe, 12)
-    rows = catalog.table(f"spectralgpt_base_{table}_keys")
+    rows = package_data.table(f"spectralgpt_base_{table}_keys")
     assert shapes(model, kind) == sorted((row["key"], row["shape"]) for row in rows)
     assert sum(p.numel() for p in model.parameters()) == count
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PROBE = """
 import sgdata
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.datasets import cards
 print(sgdata.__file__)
 print(catalog.folder("catalogs"))

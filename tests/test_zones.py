@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 from rasterio.warp import Resampling, reproject
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.rasters import geotiff
@@ -61,7 +61,7 @@ def beside() -> tuple[float, float]:
 
 
 def run(folder: Path, scenes: Sequence[Wrapped], **changes: Any) -> tuple[Path, Array]:
-    published = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     small = replace(published.patches, size=32, stride=16), replace(published.split, block_px=48, gap_px=16)
     recipe = replace(published, dates="2019-01-01/2019-12-31", area=Area(grid=AREA), patches=small[0], split=small[1])
     archive = wrap(folder / "a", list(scenes))

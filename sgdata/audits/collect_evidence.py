@@ -114,7 +114,7 @@ def detect_subject(
     recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition, split)
     for recipe in recipes:
         try:
-            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).find, inputs)
+            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).list_samples, inputs)
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, output_names, progress
+from sgdata import files, output_names, package_data, progress
 from sgdata.audits import window_location
 from sgdata.datasets import archives, cards, segmunich
 from sgdata.errors import SettingError, SourceError
@@ -162,7 +162,7 @@ def _report(tally: Tally, places: list[dict[str, Any]], copies: int, bands: tupl
     confusion, total = tally.confusion, max(int(tally.confusion.sum()), 1)
     all_labels = max(int(tally.shares.sum()), 1)
     classes = []
-    for row in catalog.table("segmunich_labels"):
+    for row in package_data.table("segmunich_labels"):
         at = int(row["train_index"])
         union = int(confusion[at].sum() + confusion[:, at].sum() - confusion[at, at])
         classes.append({

@@ -15,9 +15,9 @@ from sgdata.datasets import cards
 from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import split_lists
-from sgdata.splits import ground, nearest, split_table
+from sgdata.splits import ground_splits, nearest, split_table
 from sgdata.splits.blocks import LEFT_OUT, PARTS
-from sgdata.splits.ground import DrawSettings
+from sgdata.splits.ground_splits import DrawSettings
 from sgdata.splits.nearest import Ground
 from sgdata.splits.split_table import Header, PublishedList, SplitTable
 from sgdata.types import Array
@@ -142,7 +142,7 @@ def draw(
     columns, lines = {}, []
     for number in range(settings.draws):
         name = f"{split_table.PREFIX}{number}"
-        drawn = ground.draw(located.ground, located.keys, located.labels, settings, number)
+        drawn = ground_splits.draw(located.ground, located.keys, located.labels, settings, number)
         columns[name] = split_table.cells(drawn, settings.budgets)
         counts = Counter(drawn.parts.tolist())
         held, train = np.isin(drawn.parts, ("val", "test")), drawn.parts == "train"

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from sgdata import catalog, files, local_paths, pool, urls
+from sgdata import files, local_paths, package_data, pool, urls
 from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
@@ -131,7 +131,7 @@ class BuildPaths:
             as `osmnx.features_from_*` returns it.
         offline: use only the OpenStreetMap responses that an earlier build of `out` stored.
         raster: raster of codes, for labels.source raster.
-        gap: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
+        gap_fill: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
         sea: vector file with the polygons of the sea; None to build them from the coastlines of OpenStreetMap.
         workers: number of processes.
         cluster: address of a Dask scheduler, used instead of `workers`.
@@ -145,7 +145,7 @@ class BuildPaths:
     stac: str | None = None
     osm: str | Any = "overpass"
     offline: bool = False
-    gap: Path | None = None
+    gap_fill: Path | None = None
     raster: Path | None = None
     sea: Path | None = None
     workers: int = 1
@@ -157,7 +157,7 @@ class BuildPaths:
 
     def __post_init__(self) -> None:
         """Take texts as paths: in Python both are common."""
-        for name in ("out", "gap", "raster", "sea", "scratch", "masks"):
+        for name in ("out", "gap_fill", "raster", "sea", "scratch", "masks"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
         for name in ("stac", "osm"):
@@ -225,7 +225,7 @@ def recipe_for(
 
 
 def _shipped(name: str, profile: str) -> Path:
-    folder = catalog.folder("recipes") / "build"
+    folder = package_data.folder("recipes") / "build"
     path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))

@@ -145,7 +145,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     if isinstance(paths.osm, str) and paths.osm not in {"none", "overpass"} and not urls.is_http(paths.osm):
         local_paths.require_local(paths.osm, "--osm", writes=False)
         osm_features.check_suffix(files.require_file(Path(paths.osm), "OpenStreetMap data"))
-    for file in (paths.gap, paths.raster, paths.sea):
+    for file in (paths.gap_fill, paths.raster, paths.sea):
         if file is not None:
             files.require_file(file, "polygons of the sea" if file == paths.sea else "a raster of classes")
     if (recipe.labels.source == "raster") != (paths.raster is not None):
@@ -234,8 +234,8 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
     if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
     source = make_labels.OsmSource(
-        address=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline, gap=paths.gap,
-        sea=paths.sea, raster=paths.raster,
+        address=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline,
+        gap_fill=paths.gap_fill, sea=paths.sea, raster=paths.raster,
     )  # fmt: skip
     grid = planned.grid
     labels = make_labels.label(grid, source, recipe.labels)

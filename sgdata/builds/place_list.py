@@ -2,7 +2,8 @@
 
 A table (CSV or TSV) has a column `name` and one of these: `bbox` (west, south, east and north in degrees, separated by
 spaces or commas), `aoi` (with `feature`), `place`. Further columns are `dates`, `osm_date`, `crs`, `stac`, `osm`,
-`gap`, `raster` and `sea`; an empty cell leaves the value of the command. Paths are relative to the folder of the table.
+`gap_fill`, `raster` and `sea`; an empty cell leaves the value of the command. Paths are relative to the
+folder of the table.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sgdata import catalog, safe_names
+from sgdata import package_data, safe_names
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import vectors
 
 SUMMARY = "places.json"
 """The summary of a build of several places, beside their folders."""
 AREAS = ("bbox", "aoi", "place")
-COLUMNS = ("name", *AREAS, "feature", "dates", "osm_date", "crs", "stac", "osm", "gap", "raster", "sea")
-_PATHS = ("aoi", "stac", "osm", "gap", "raster", "sea")
+COLUMNS = ("name", *AREAS, "feature", "dates", "osm_date", "crs", "stac", "osm", "gap_fill", "raster", "sea")
+_PATHS = ("aoi", "stac", "osm", "gap_fill", "raster", "sea")
 _WORDS = frozenset({"none", "overpass"})
 MOST = 10_000
 """Places of one command."""
@@ -96,7 +97,7 @@ def _of_features(path: Path) -> list[PlaceEntry]:
 
 
 def _of_table(path: Path) -> list[PlaceEntry]:
-    rows = catalog.read_table(path, delimiter="," if path.suffix.lower() == ".csv" else "\t")
+    rows = package_data.read_table(path, delimiter="," if path.suffix.lower() == ".csv" else "\t")
     unknown = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
     if unknown:
         raise SettingError(f"{path}: column {unknown[0]!r:.60} is unknown; expected some of {', '.join(COLUMNS)}")

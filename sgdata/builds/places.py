@@ -23,7 +23,7 @@ from sgdata.remote import identity
 from sgdata.scenes import build_cost, coverage, lock
 from sgdata.scenes.lock import Lock
 
-_FILES = frozenset({"gap", "raster", "sea"})
+_FILES = frozenset({"gap_fill", "raster", "sea"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +256,9 @@ def _absolute(job: PlaceJob) -> PlaceJob:
 def _identity(job: PlaceJob) -> str:
     """Return the identity of everything that a build is made from, but for what a catalogue or server answers."""
     paths = job.paths
-    local = [path for path in (paths.osm, paths.gap, paths.raster, paths.sea, job.recipe.area.aoi) if path is not None]
+    local = [
+        path for path in (paths.osm, paths.gap_fill, paths.raster, paths.sea, job.recipe.area.aoi) if path is not None
+    ]
     masks = sorted(paths.masks.glob("*.tif")) if paths.masks else []
     named = [urls.without_secrets(str(path)) for path in (paths.stac, *local)]
     return lock.sha256([job.recipe, job.locked, job.exact, named, identity.identify_files([*map(str, local), *masks])])

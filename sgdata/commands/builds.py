@@ -57,7 +57,8 @@ Osm = Annotated[
     str, typer.Option("--osm", help="overpass, a URL, a file (.osm, .pbf, .json, .gpkg or .parquet of osmnx), or none.")
 ]
 Gap = Annotated[
-    Path | None, typer.Option("--gap", help="Raster of CORINE codes that labels ground without OpenStreetMap data.")
+    Path | None,
+    typer.Option("--gap-fill", help="Raster of CORINE codes that labels ground without OpenStreetMap data."),
 ]
 Raster = Annotated[
     Path | None,
@@ -199,7 +200,7 @@ def build(
     exact: Annotated[bool, typer.Option("--locked", help="Fail if the build differs from the lock.")] = False,
     cluster: Cluster = None,
     out: OutOrRecipe = None,
-    gap: Gap = None,
+    gap_fill: Gap = None,
     raster: Raster = None,
     sea: Sea = None,
     scratch: Annotated[Path | None, typer.Option("--scratch", help="Keep staged pixels in this folder.")] = None,
@@ -226,8 +227,8 @@ def build(
     several, overrides = place_options.separate(overrides, place, places)
     chosen = chosen_recipe(name or (several and "segmunich") or None, recipe, overrides, changes, lock)
     paths = build_recipe.BuildPaths(
-        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap=gap, raster=raster, sea=sea,
-        workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
+        out=out or Path(chosen.out), stac=stac, osm=osm, offline=offline, masks=masks, gap_fill=gap_fill, raster=raster,
+        sea=sea, workers=workers, cluster=cluster, scratch=scratch, allow_private_hosts=allow_private_hosts,
     )  # fmt: skip
     if several:
         jobs = place_options.place_jobs(several, recipe or name, overrides, changes, paths, locks=lock, exact=exact)

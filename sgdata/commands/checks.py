@@ -209,7 +209,7 @@ def draw_splits(
     from sgdata.audits import collect_evidence, draw_splits
     from sgdata.packing import select
     from sgdata.splits import split_table
-    from sgdata.splits.ground import DrawSettings
+    from sgdata.splits.ground_splits import DrawSettings
 
     log_lines.listen(quiet)
     inputs = select.Inputs(coordinates=coordinates)

@@ -40,7 +40,7 @@ def catalog(
     name: Annotated[str | None, typer.Argument(help="A dataset, or 'weights' (default: list all datasets).")] = None,
 ) -> Outcome[dict[str, str]]:
     """Describe a dataset (bands, splits, labels, licence, files, known defects) or list published weights."""
-    from sgdata import catalog as facts
+    from sgdata import package_data as facts
     from sgdata.datasets import cards
 
     if name == "weights":

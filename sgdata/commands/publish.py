@@ -26,11 +26,11 @@ Layout = Literal["segmunich-released"]
 Unmapped = Literal["zero", "leave-out"]
 
 
-@command(app, epilog="Example: sgdata release munich 1.0 --from out/shards --build out/build --out out/release")
+@command(app, epilog="Example: sgdata release munich 1.0 --source out/shards --build out/build --out out/release")
 def release(
     name: Annotated[str, typer.Argument(help="Name of the release: lower case letters, digits, - and _.")],
     version: Annotated[str, typer.Argument(help="Version such as 1.0; a released version never changes.")],
-    source: Annotated[list[Path], typer.Option("--from", help="Folder of shards; repeatable: one release of all.")],
+    source: Annotated[list[Path], typer.Option("--source", help="Folder of shards; repeatable: one release of all.")],
     out: Out,
     build: Annotated[
         list[Path] | None,
@@ -58,7 +58,7 @@ def release(
     ] = "",
     home: Annotated[str, typer.Option("--home", metavar="URL", help="Page of data of your own.")] = "",
     register: Annotated[
-        Path | None, typer.Option("--catalog", help="Folder to add releases/NAME-VERSION.json to.")
+        Path | None, typer.Option("--register", help="Folder to add releases/NAME-VERSION.json to.")
     ] = None,
     workers: Workers = 1,
     quiet: Quiet = False,
@@ -114,10 +114,10 @@ def diff(
     return Outcome(value=found, show=partial(print, "\n".join(lines)), findings=tuple(found.lines))
 
 
-@command(app, epilog="Example: sgdata export segmunich-released --from out/build --out out/TUM_128")
+@command(app, epilog="Example: sgdata export segmunich-released --source out/build --out out/TUM_128")
 def export(
     layout: Annotated[Layout, typer.Argument(help="Layout to write: segmunich-released, as TUM_128.zip has it.")],
-    source: Annotated[Path, typer.Option("--from", help="Build with patches of 128 pixels and labels.")],
+    source: Annotated[Path, typer.Option("--source", help="Build with patches of 128 pixels and labels.")],
     out: Out,
     split: Annotated[
         bool, typer.Option("--split", help="Keep test patches apart in test/, instead of adding them to val/.")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, parquet_tables
+from sgdata import package_data, parquet_tables
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
@@ -38,7 +38,7 @@ _LABELS = "labels_metadata.json"
 _STORED_BYTES = 230_000
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the patches of edition `v1` or `v2` in `source`.
 
     v2 takes labels and splits from the table of the recipe's `splits`, in or beside the source, and leaves out patches
@@ -110,7 +110,7 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
     if missing:
         raise SourceError(f"band {', '.join(missing)} is missing")
     groups: dict[str, list[Array]] = {}
-    places = set()
+    corners = set()
     meta: dict[str, Any] = {}
     for band in contract.bands:
         picture = small_tiff.read(content(members[f"{band.name}.tif"]))
@@ -121,11 +121,11 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
             raise SourceError(f"{band.name} is {actual}, expected uint16 (1, {side}, {side})")
         # Bands of different sizes share only the upper left corner.
         if picture.place:
-            places.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
+            corners.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
             meta = meta or small_tiff.place_metadata(picture)
         groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
-    if len(places) > 1:
-        raise SourceError(f"bands have different corners {sorted(places)}: expected one upper left corner")
+    if len(corners) > 1:
+        raise SourceError(f"bands have different corners {sorted(corners)}: expected one upper left corner")
     meta |= ref.meta
     if _LABELS in members:
         meta |= _from_json(content(members[_LABELS]), index)
@@ -149,7 +149,7 @@ def _index_of(space: LabelSpace) -> dict[str, int | None]:
     own: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
     # A table, since code for this mapping was once applied in the wrong order (torchgeo issue 1127).
     if len(space.ids) == 19:
-        for row in catalog.table("bigearthnet_43_to_19"):
+        for row in package_data.table("bigearthnet_43_to_19"):
             own.setdefault(row["label43_as_in_v1_json"], own.get(row["label19"]))
     return own
 

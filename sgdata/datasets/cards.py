@@ -7,9 +7,9 @@ import re
 from functools import cache
 
 from sgdata import files
-from sgdata.catalog import folder, table
 from sgdata.datasets.types import DatasetCard, Edition
 from sgdata.errors import SettingError
+from sgdata.package_data import folder, table
 from sgdata.sentinel2 import MSI
 from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace
 

@@ -27,7 +27,7 @@ _EXPECTED = {
 _STORED = {"ms": 0.6, "rgb": 3.5}
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List every `<Class>/<Class>_<n>` of the edition's file type at any depth of `source`; the split is `all`."""
     edition = cards.edition("eurosat", recipe.edition)
     space = cards.label_space("eurosat", recipe.labels)

@@ -30,7 +30,7 @@ TIFF = (".tif", ".tiff")
 _STEM = re.compile(r"(.+)_(\d+)_(\d+)")  # greedy, since category names have underscores
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the images that the CSVs in or beside `source` name; keys are `<split>-<category>_<place>_<image>`.
 
     Without any CSV all images are listed, with the split of their folder (`train`, `val`, `test`, `test_gt`) or `all`.

@@ -20,7 +20,7 @@ IGNORE = 255
 """Value of masks that is no class, unless the table names another."""
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the rows of a table of images. Raises SettingError, SourceError."""
     table = sample_tables.read(source, ("image",))
     bands, nodata = table_rasters.header_facts(table)
@@ -79,6 +79,6 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
                 arrays["mask"] = np.full(arrays["image"].shape[1:], contract.label_space.ignore_index)
                 if masks:
                     arrays["mask"] = table_rasters.read_mask(masks[0], ref)
-            return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.place(image, ref))
+            return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.georeference(image, ref))
 
         yield read

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SourceError
@@ -27,13 +27,13 @@ _STORED_SHARE = 0.6
 _LARGEST_PNG = 2**26
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the cities with images in `source`, in the split of the official lists (`train` or `test`).
 
     Files are found by city and name: the three zips may be unpacked side by side or merged into a folder per city.
     """
     edition = cards.edition("oscd", recipe.edition)
-    facts = catalog.document("oscd_cities")
+    facts = package_data.document("oscd_cities")
     listing = archives.list_members(source)
     cities: dict[str, dict[str, SourceMember]] = {}
     splits = {name: split for split in ("train", "test") for name in facts[f"order_in_{split}_txt"]}
@@ -59,7 +59,7 @@ def find(source: Path, recipe: ShardRecipe) -> SampleListing:
 @contextmanager
 def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image_before`, `image_after` (13, H, W) and `mask` (H, W)."""
-    facts = {city["name"]: city for city in catalog.document("oscd_cities")["cities"]}
+    facts = {city["name"]: city for city in package_data.document("oscd_cities")["cities"]}
     with archives.open_archive(source) as content:
         yield lambda ref: _as_published(_read(ref, content, contract), facts[ref.key])
 

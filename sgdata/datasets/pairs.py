@@ -46,7 +46,7 @@ class PairPaths:
     change: str
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the rows of a table, or the patches of the first of two builds. Raises SettingError, SourceError."""
     files.require_file(source, "a table of pairs, or a TOML file that names two builds")
     if source.suffix not in (".csv", ".parquet") and "change" in files.read_plain(source):
@@ -122,4 +122,4 @@ def _read(ref: SampleRef, rasters: table_rasters.Rasters, contract: Contract) ->
             change = table_rasters.read_mask(rasters[2], ref)
         changed = (np.ma.getdata(change) > 0).astype(np.uint8)
         arrays["mask"] = np.ma.MaskedArray(changed, unknown | np.ma.getmaskarray(change))
-    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.place(rasters[0], ref))
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.georeference(rasters[0], ref))

@@ -20,7 +20,7 @@ from sgdata.types import Band, Contract, Sample
 class Reader(Protocol):
     """Functions of the module of a dataset."""
 
-    def find(self, source: Path, recipe: ShardRecipe) -> SampleListing:
+    def list_samples(self, source: Path, recipe: ShardRecipe) -> SampleListing:
         """List the samples in a fixed order, without reading a pixel. Raises SettingError, SourceError."""
 
     def open_source(self, source: Path, contract: Contract) -> AbstractContextManager[Callable[[SampleRef], Sample]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.datasets import archives, build_patches, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SettingError, SourceError
@@ -27,7 +27,7 @@ STORED_SHARE = 0.7
 """Share of the raw bytes that remains after bitshuffle and lz4, about."""
 
 
-def find(source: Path, recipe: ShardRecipe) -> SampleListing:
+def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the samples of a build folder (it has a table of patches) or of the released archive."""
     if (source / output_names.PATCHES).is_file():
         return _find_in_build(source, recipe.labels)
@@ -148,7 +148,7 @@ def index_of_file_value() -> Array:
     """Return the train index of each file value, (256,) int16, -1 for values that the released labels lack."""
     # Of all 256 values, so that unknown ones are refused; the original code passes them to the loss.
     index = np.full(256, -1, np.int16)
-    for row in catalog.table("segmunich_labels"):
+    for row in package_data.table("segmunich_labels"):
         index[int(row["file_value"])] = int(row["train_index"])
     return index
 

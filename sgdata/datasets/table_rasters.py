@@ -149,7 +149,7 @@ def read_mask(raster: Any, ref: SampleRef) -> Array:
     return np.ma.MaskedArray(np.ma.getdata(values)[0], np.ma.getmaskarray(values)[0] | unlabelled)
 
 
-def place(raster: Any, ref: SampleRef) -> dict[str, Any]:
+def georeference(raster: Any, ref: SampleRef) -> dict[str, Any]:
     """Return the facts of a sample for its `meta`: place, and what the table or the build says."""
     known = {name: value for name, value in ref.meta.items() if name not in _OF_FILES and value is not None}
     if "bounds" not in known:

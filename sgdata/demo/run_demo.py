@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sgdata import catalog, files, output_lock, output_names
+from sgdata import files, output_lock, output_names, package_data
 from sgdata.errors import ExitCode, SourceError
 
 log = logging.getLogger("sgdata")
@@ -68,8 +68,8 @@ build: sgdata build segmunich --aoi {out}/archive/aoi.geojson --stac {out}/archi
   --osm {out}/archive/osm/city.osm --out {out}/build --scratch {out}/{scratch} --workers {workers} {build}
 audit: sgdata audit {out}/build --out {out}/audit --workers {workers}
 shard: sgdata shard segmunich --source {out}/build --out {out}/shards --workers {workers}
-release: sgdata release demo-city 1.0 --from {out}/shards --build {out}/build --out {out}/release
-  --catalog {out}/release --workers {workers}
+release: sgdata release demo-city 1.0 --source {out}/shards --build {out}/build --out {out}/release
+  --register {out}/release --workers {workers}
 pretrain: python -m sgmodel.recipes.pretrain {train}/pretrain-demo-context.toml --shards {out}/shards
   --out {out}/runs/pretrain {pretrain}
 segment: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
@@ -87,7 +87,7 @@ def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
         name: " ".join(f"--set {shlex.quote(change)}" for change in getattr(story, name))
         for name in ("build", "pretrain", "few", "segment", "linear")
     }
-    paths = {"out": shlex.quote(str(out)), "train": shlex.quote(str(catalog.folder("recipes") / "train"))}
+    paths = {"out": shlex.quote(str(out)), "train": shlex.quote(str(package_data.folder("recipes") / "train"))}
     text = STAGES.format(**vars(story) | changed | paths, scratch=SCRATCH, workers=workers)
     stages = (line.split(": ", 1) for line in text.replace("\n  ", " ").strip().splitlines())
     return {name: shlex.split(command) for name, command in stages}

@@ -100,7 +100,7 @@ def labelled(build: Path, *, share: float, seed: int) -> dict[str, Any]:
     """Count the training patches that `training.fraction` chooses, and the ground in km2 that they cover together."""
     from sgdata import output_names, parquet_tables
     from sgdata.simulation import score
-    from sgdata.splits.ground import order_digest
+    from sgdata.splits.ground_splits import order_digest
 
     table = parquet_tables.read(build / output_names.PATCHES, columns=["key", "row", "col", "height", "width", "split"])
     patches = [row for row in table.to_pylist() if row["split"] == "train"]

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgdata.labels import tag_rules
 from sgdata.types import LabelSpace
@@ -68,14 +68,14 @@ def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTabl
 
 def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable | None:
     """Return the class table of the package called `name`, or None if there is no such table."""
-    rows = catalog.table(TAG_TABLE)
+    rows = package_data.table(TAG_TABLE)
     if name == "segmunich-osm":
-        codes = {int(row["file_value"]): int(row["train_index"]) for row in catalog.table("segmunich_labels")}
+        codes = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
         rules = tag_rules.rules(rows, codes, tiers=tiers, groups=groups)
         # Code 0 is left out: in a raster that fills gaps 0 usually means no data, in the released labels streets.
         return ClassTable(space=_known(name), rules=rules, codes={code: at for code, at in codes.items() if code})
     if name == "corine":
-        codes = {int(row["corine"]): int(row["id"]) for row in catalog.table(f"label_space_{name}")}
+        codes = {int(row["corine"]): int(row["id"]) for row in package_data.table(f"label_space_{name}")}
         # Codes of level 3 are those of level 2 with one more digit; tags may have either.
         second = [{**row, "segmunich_label_value": row["corine_code"][:2] or str(tag_rules.IGNORE)} for row in rows]
         return ClassTable(
@@ -87,13 +87,13 @@ def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> Class
 def sha256(name: str) -> str:
     """Return the hash of a class table. Raises SettingError if it is missing or wrong."""
     if name in ("segmunich-osm", "corine"):
-        return files.sha256_file(catalog.folder("catalogs") / "tables" / f"{TAG_TABLE}.tsv")
+        return files.sha256_file(package_data.folder("catalogs") / "tables" / f"{TAG_TABLE}.tsv")
     _own(Path(name))  # checked here, before hours of compositing
     return files.sha256_file(Path(name))
 
 
 def _known(name: str) -> LabelSpace:
-    rows = catalog.table(f"label_space_{name}")
+    rows = package_data.table(f"label_space_{name}")
     return _space(name, [row["name"] for row in rows], [row["colour"] for row in rows])
 
 
@@ -116,7 +116,7 @@ def _own(path: Path) -> ClassTable:
     rules = []
     if not path.is_file():
         raise SettingError(f"labels.classes is '{path}': expected segmunich-osm, corine or a file of your own classes")
-    rows = catalog.read_table(path)
+    rows = package_data.read_table(path)
     if not rows or not set(COLUMNS) <= set(rows[0]):
         content = "no rows" if not rows else f"columns {', '.join(map(str, rows[0]))}"
         raise SettingError(f"{path}: {content}; expected the tab-separated columns {', '.join(COLUMNS)}")

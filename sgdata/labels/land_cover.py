@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError, SourceError
 from sgdata.labels import rasterize, tag_rules
 from sgdata.labels.class_tables import ClassTable
@@ -33,7 +33,7 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
     if not name:
         return dict(table.codes)
     if name in RASTERS:
-        rows = [row for row in catalog.table("raster_codes") if row["raster"] == name]
+        rows = [row for row in package_data.table("raster_codes") if row["raster"] == name]
         level_2 = {int(row["code"]): int(row["corine"]) for row in rows}
         known = {
             code: table.codes.get(two, table.codes.get(SUBSTITUTES.get(two, two))) for code, two in level_2.items()
@@ -45,7 +45,7 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
     ids = {text: at for at, class_name in zip(table.space.ids, table.space.names, strict=True)
            for text in (class_name, str(at))}  # fmt: skip
     class_ids: dict[int, int] = {}
-    for number, row in enumerate(catalog.read_table(path), start=2):
+    for number, row in enumerate(package_data.read_table(path), start=2):
         code, of = (row.get("code") or "").strip(), (row.get("class") or "").strip()
         if not code.isdecimal() or of not in ids:
             expected = f"a whole number and one of {', '.join(table.space.names)}"

@@ -32,7 +32,7 @@ class OsmSource:
         date: Date of the data.
         store: Folder for answers.
         offline: Use stored answers only.
-        gap: Raster of class codes (such as CORINE level 2 of OSMlanduse) for unmapped ground.
+        gap_fill: Raster of class codes (such as CORINE level 2 of OSMlanduse) for unmapped ground.
         sea: Vector file with the polygons of the sea; None to build them from the coastlines.
         raster: Raster of codes of all classes but streets, where the settings take labels from one.
     """
@@ -41,7 +41,7 @@ class OsmSource:
     date: str
     store: Path
     offline: bool = False
-    gap: Path | None = None
+    gap_fill: Path | None = None
     sea: Path | None = None
     raster: Path | None = None
 
@@ -109,9 +109,9 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
         agreement = land_cover.agreement(painted[0], land, named)
         painted = land_cover.with_streets(*painted, land, land_cover.streets(table.rules))
         answers[source.raster.name] = files.sha256_file(source.raster)
-    if source.gap:
-        painted = rasterize.fill_gaps(*painted, land_cover.read(source.gap, grid, table.codes))
-        answers[source.gap.name] = files.sha256_file(source.gap)
+    if source.gap_fill:
+        painted = rasterize.fill_gaps(*painted, land_cover.read(source.gap_fill, grid, table.codes))
+        answers[source.gap_fill.name] = files.sha256_file(source.gap_fill)
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)
     if unmapped > MANY_UNMAPPED:

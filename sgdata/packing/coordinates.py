@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.datasets.types import SampleListing
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import small_tiff
@@ -19,7 +19,7 @@ SOUTHMOST, NORTHMOST = -80.0, 84.0
 Cells = tuple[str, str]
 
 
-def place(listing: SampleListing, path: Path, *, gsd_m: float) -> SampleListing:
+def assign_coordinates(listing: SampleListing, path: Path, *, gsd_m: float) -> SampleListing:
     """Return the listing with `crs` and `bounds` of every sample that the table places; the others are rejected.
 
     A georeference in the file of a sample is preferred to the table when the sample is read.
@@ -58,7 +58,7 @@ def place(listing: SampleListing, path: Path, *, gsd_m: float) -> SampleListing:
 
 def _read(path: Path) -> dict[str, set[Cells]]:
     """Return the texts of latitude and longitude of each sample key. Raises SettingError."""
-    table = catalog.read_table(path, delimiter="," if path.suffix == ".csv" else "\t")
+    table = package_data.read_table(path, delimiter="," if path.suffix == ".csv" else "\t")
     header = tuple(table[0]) if table else ()
     columns = [next((name for name in header if name.lower() in known), "") for known in (NAMES, LATITUDES, LONGITUDES)]
     if not all(columns):

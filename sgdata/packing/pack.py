@@ -127,7 +127,7 @@ def pack(
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
         inputs = replace(inputs, builds=pool.absolute(dict(inputs.builds)))
-    find = reader(recipe.dataset).find
+    find = reader(recipe.dataset).list_samples
     source, listing, contract = select.list_samples(recipe, source, find, inputs)
     # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
     stream = archives.is_stream(source)
@@ -180,7 +180,7 @@ def estimate_cost(
     """
     recipe = recipe or select.recipe_for(dataset)
     began = time.perf_counter()
-    find = reader(recipe.dataset).find
+    find = reader(recipe.dataset).list_samples
     source, listing, contract = select.list_samples(recipe, source, find, inputs)
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)

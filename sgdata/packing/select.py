@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgdata import catalog, files, local_paths
+from sgdata import files, local_paths, package_data
 from sgdata.datasets import archives, cards
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import SettingError
@@ -29,7 +29,7 @@ def recipe_for(dataset: str, overrides: Sequence[str] = ()) -> ShardRecipe:
     Raises:
         SettingError: The dataset has no recipe, or an override is unknown, has a wrong type or is a URL.
     """
-    shipped = {path.stem: path for path in (catalog.folder("recipes") / "shard").glob("*.toml")}
+    shipped = {path.stem: path for path in (package_data.folder("recipes") / "shard").glob("*.toml")}
     if dataset not in shipped:
         raise SettingError(f"no reader for dataset '{dataset}'; known: {', '.join(sorted(shipped))}")
     recipe = files.read(ShardRecipe, shipped[dataset], overrides)
@@ -53,7 +53,7 @@ class Inputs:
     Attributes:
         split_lists: Split name to a file with its sample keys, one per line; in place of a split set.
         leave_out: Files with keys of samples to skip (snow, clouds).
-        coordinates: Table of coordinates, see `coordinates.place`.
+        coordinates: Table of coordinates, see `coordinates.assign_coordinates`.
         splits: Folder with the published lists or the split table of the recipe's `splits`; by default lists are
             sought in and beside the source, and tables in the catalogue.
         builds: Builds by place, in place of a single source.
@@ -102,7 +102,7 @@ def list_samples(
         from sgdata.packing import coordinates
 
         gsd_m = cards.SENSORS[cards.card(recipe.dataset).sensor].finest_gsd_m
-        listing = coordinates.place(listing, inputs.coordinates, gsd_m=gsd_m)
+        listing = coordinates.assign_coordinates(listing, inputs.coordinates, gsd_m=gsd_m)
     if inputs.split_lists:
         listing = split_lists.assign(listing, split_lists.read_all(inputs.split_lists))
     else:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.errors import SettingError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def find_table(dataset: str, folder: Path | None) -> SplitTable | None:
     """Return the split table of a dataset, from a folder or else from the catalogue; None if there is none."""
     from sgdata.splits import split_table
 
-    for place in (folder, catalog.folder("catalogs") / "splits"):
+    for place in (folder, package_data.folder("catalogs") / "splits"):
         if place and (path := place / f"{dataset}{split_table.SUFFIX}").is_file():
             return split_table.read(path)
     return None

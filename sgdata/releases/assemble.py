@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sgdata import catalog, files, output_lock, output_names, urls, verification
+from sgdata import files, output_lock, output_names, package_data, urls, verification
 from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
@@ -83,7 +83,7 @@ def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]
 
 def register_of_checkout() -> Path | None:
     """Return `catalogs/` of the checkout that this module runs from; None for an installed package."""
-    folder = catalog.folder("catalogs")
+    folder = package_data.folder("catalogs")
     return folder if (folder.parent / "pyproject.toml").is_file() else None
 
 

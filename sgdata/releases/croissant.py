@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog, output_names
+from sgdata import output_names, package_data
 
 if TYPE_CHECKING:
     from sgdata.releases.release_content import ReleaseContent
@@ -22,7 +22,7 @@ def document(content: ReleaseContent) -> dict[str, Any]:
     """Return the JSON-LD document. Without coordinates it does not claim to conform to GeoCroissant."""
     geo = _geo(content) if content.bounds else {}
     # Context of the Croissant 1.1 specification, appendix 1, with `geocr` and `rai` added.
-    fixed = catalog.document("croissant")
+    fixed = package_data.document("croissant")
     kinds = fixed["names"]
     splits = [{"splits/name": name, "splits/url": kinds[name]} for name in content.contract.splits if name in kinds]
     columns = _COLUMNS | (_PLACES if content.bounds else {})

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.datasets import build_patches, cards
 from sgdata.errors import OutputError, SettingError
 from sgdata.safe_names import file_name
@@ -123,7 +123,7 @@ def _band_order(contract: Contract, build: Path) -> list[int]:
 def _codes() -> Array:
     """Return the released code of each class, (256,) int16; -1 for values that are none."""
     codes = np.full(256, -1, np.int16)
-    for row in catalog.table("segmunich_labels"):
+    for row in package_data.table("segmunich_labels"):
         codes[int(row["train_index"])] = int(row["file_value"])
     return codes
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sgdata import catalog, urls
+from sgdata import package_data, urls
 from sgdata.errors import SourceError
 from sgdata.remote.access import relative
 from sgdata.scenes.types import Asset, Scene
@@ -158,7 +158,7 @@ def asset_keys() -> dict[str, dict[str, str]]:
 
     Not from `eo:common_name`: three bands share "rededge", and B8A is "nir08".
     """
-    rows = catalog.table("stac_assets")
+    rows = package_data.table("stac_assets")
     return {name: {row["band"]: row[name] for row in rows if row[name]} for name in list(rows[0])[1:]}
 
 

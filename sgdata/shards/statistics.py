@@ -38,17 +38,17 @@ def valid_mask(image: Array, nodata: float | None) -> Array:
     return known if nodata is None else known & (image != nodata)
 
 
-def add(image: Array, total: Array, seen: Array | None = None) -> None:
-    """Count the values of a (C, H, W) image into a histogram (C, 65536), only those `seen` (C, H, W) if given.
+def add(image: Array, total: Array, valid: Array | None = None) -> None:
+    """Count the values of a (C, H, W) image into a histogram (C, 65536), only those `valid` (C, H, W) if given.
 
     Raises SourceError on NaN that is counted.
     """
     from sgdata.shards import histogram  # here, since numba takes long to import
 
-    bins = _bins(image if seen is None or seen.all() else np.where(seen, image, 0))
+    bins = _bins(image if valid is None or valid.all() else np.where(valid, image, 0))
     histogram.add(np.ascontiguousarray(bins).reshape(len(image), -1), total)
-    if seen is not None:  # counted as 0 above, and taken out again: the counts are exact
-        total[:, 0] -= np.count_nonzero(~seen, axis=(1, 2))
+    if valid is not None:  # counted as 0 above, and taken out again: the counts are exact
+        total[:, 0] -= np.count_nonzero(~valid, axis=(1, 2))
 
 
 def _bins(image: Array) -> Array:

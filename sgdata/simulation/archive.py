@@ -67,7 +67,7 @@ def simulate(
     """
     if layout not in items.LAYOUTS:
         raise SettingError(f"--layout {layout}: expected one of {', '.join(items.LAYOUTS)}")
-    what = plan.checked(seed, size_km, dates, layout, ground)
+    scenario = plan.checked(seed, size_km, dates, layout, ground)
     about = {"format": FORMAT, "seed": seed, "size_km": size_km, "dates": dates, "layout": layout, "broken": broken}
     if ground != "plain":  # archives of the plain ground keep the bytes that they had before there were others
         about["ground"] = ground
@@ -82,18 +82,18 @@ def simulate(
         files.write(marker, files.canonical_json(about))
         work = out / ".work"
         try:
-            _everything(out, work, what, workers)
+            _everything(out, work, scenario, workers)
             if broken:
-                _break(out, plan.scenes(what)[0].id)
+                _break(out, plan.scenes(scenario)[0].id)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         files.write_sums(out)
     return out
 
 
-def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
-    scenes = plan.scenes(what)
-    place = places.build(what)
+def _everything(out: Path, work: Path, scenario: Plan, workers: int) -> None:
+    scenes = plan.scenes(scenario)
+    place = places.build(scenario)
     osm = osm_xml.elements(place)
     files.write(out / "osm" / "city.osm", osm_xml.xml(osm))
     answer = osm_xml.overpass(osm)
@@ -102,50 +102,50 @@ def _everything(out: Path, work: Path, what: Plan, workers: int) -> None:
     (work / "city.osm.pbf").unlink(missing_ok=True)
     osm_elements.write_native(json.loads(answer)["elements"], work / "city.osm.pbf", "simulated city")
     (work / "city.osm.pbf").replace(out / "osm" / "city.osm.pbf")
-    _write_area(out, what)
+    _write_area(out, scenario)
 
-    windows = list(grids.cut_tiles(what.granule.shape, truth.TILE))
+    windows = list(grids.cut_tiles(scenario.granule.shape, truth.TILE))
     every = surface.layers(place)
     tree = shapely.STRtree([layer.outline for layer in every])
-    layers = ((window, surface.near(tree, every, truth.grown(what.granule, window))) for window in windows)
-    maps = pool.run(partial(_paint, what, work), layers, workers=workers)
-    drawn = {name: cogs.writing(out / "truth" / f"{name}.tif", what.area, (name,), "uint8", None) for name in MAPS}
-    _write_truth(drawn, what, windows, progress.track(maps, label="ground", total=len(windows)))
+    layers = ((window, surface.near(tree, every, truth.grown(scenario.granule, window))) for window in windows)
+    maps = pool.run(partial(_paint, scenario, work), layers, workers=workers)
+    drawn = {name: cogs.writing(out / "truth" / f"{name}.tif", scenario.area, (name,), "uint8", None) for name in MAPS}
+    _write_truth(drawn, scenario, windows, progress.track(maps, label="ground", total=len(windows)))
 
     shots = progress.track(
-        pool.run(partial(_photograph, what, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
+        pool.run(partial(_photograph, scenario, out, work), scenes, workers=workers), label="scenes", total=len(scenes)
     )
-    _write_catalogue(out, what, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
+    _write_catalogue(out, scenario, scenes, {one.id: counts for one, counts in zip(scenes, shots, strict=True)})
     # The second epoch is no part of the truth that a composite of the first is compared with.
     days = [one.time.timetuple().tm_yday for one in scenes if one.epoch == 1]
     medians = pool.run(partial(_median, work, days), windows, workers=workers)
     kept = {
         gsd: cogs.writing(
-            out / "truth" / f"reflectance_{gsd}m.tif", grids.coarsen(what.area, gsd // 10), names, "uint16", 0
+            out / "truth" / f"reflectance_{gsd}m.tif", grids.coarsen(scenario.area, gsd // 10), names, "uint16", 0
         )
         for gsd, names in truth.ORDER.items()
     }
-    _write_truth(kept, what, windows, progress.track(medians, label="truth", total=len(windows)))
+    _write_truth(kept, scenario, windows, progress.track(medians, label="truth", total=len(windows)))
 
 
-def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
+def _write_catalogue(out: Path, scenario: Plan, scenes: list[Scene], counts: dict[str, Array]) -> None:
     """Write items as the provider does, with their traps, and `truth/traps.json`, which lists each."""
-    documents = {s.id: items.item(s, what.granule, footprint(what, s), counts[s.id]) for s in scenes}
-    tricks = traps.planted(scenes, what.layout)
+    documents = {s.id: items.item(s, scenario.granule, footprint(scenario, s), counts[s.id]) for s in scenes}
+    tricks = traps.planted(scenes, scenario.layout)
     planted: dict[str, Any] = {
         s.id: {"weather": asdict(s.weather), "epoch": s.epoch, "orbit": s.orbit, "traps": tricks[s.id]}
         | {"offset_in_pixels": s.offset_in_pixels}
         for s in scenes
     }
-    if what.dates >= traps.FEWEST:
+    if scenario.dates >= traps.FEWEST:
         # The twin has no files of its own; the neighbour has, warped from the same scene.
         clear = traps.clear_scene(scenes)
-        twin = traps.twin(clear, what.layout)
-        same = items.item(twin, what.granule, footprint(what, twin), counts[clear.id])
+        twin = traps.twin(clear, scenario.layout)
+        same = items.item(twin, scenario.granule, footprint(scenario, twin), counts[clear.id])
         documents[twin.id] = traps.beside(same, clear.id)
-        stray = replace(clear, id=plan.named(clear, what.layout, sequence=0, tile=traps.NEIGHBOUR))
-        zone = traps.next_zone(what.granule)
-        moved = items.item(stray, zone, footprint(what, clear), counts[clear.id], crs=what.granule.crs)
+        stray = replace(clear, id=plan.named(clear, scenario.layout, sequence=0, tile=traps.NEIGHBOUR))
+        zone = traps.next_zone(scenario.granule)
+        moved = items.item(stray, zone, footprint(scenario, clear), counts[clear.id], crs=scenario.granule.crs)
         documents[stray.id] = traps.in_next_zone(moved, stray)
         for name in (*L2A_BANDS, "SCL"):
             grid = grids.coarsen(zone, MSI.gsd_m(name) // 10)
@@ -155,12 +155,12 @@ def _write_catalogue(out: Path, what: Plan, scenes: list[Scene], counts: dict[st
             about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
             planted[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
     for name, document in documents.items():
-        provided = items.written(traps.altered(document, tricks.get(name, [])), what.layout)
+        provided = items.written(traps.altered(document, tricks.get(name, [])), scenario.layout)
         files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
-    collection = items.collection(scenes, list(documents), what.granule)
+    collection = items.collection(scenes, list(documents), scenario.granule)
     files.write(out / items.COLLECTION / "collection.json", files.pretty_json(collection))
     files.write(out / "catalog.json", files.pretty_json(items.root()))
-    if what.dates >= plan.HOLE_FROM:
+    if scenario.dates >= plan.HOLE_FROM:
         planted["catalogue"] = {"traps": [f"no-pass-in {plan.EMPTY_MONTH}"]}
     files.write(out / "truth" / "traps.json", files.pretty_json(planted))
 
@@ -176,11 +176,11 @@ def _break(out: Path, item: str) -> None:
     files.write(out / "truth" / "traps.json", files.pretty_json(planted))
 
 
-def _write_area(out: Path, what: Plan) -> None:
+def _write_area(out: Path, scenario: Plan) -> None:
     """Write `aoi.geojson`, a little inside the grid, so that snapping outwards to 60 m gives the grid and no more."""
-    west, south, east, north = what.area.bounds
+    west, south, east, north = scenario.area.bounds
     shape = shapely.segmentize(shapely.box(west + 10, south + 10, east - 10, north - 10), 2000)
-    feature = {"type": "Feature", "properties": {}, "geometry": items.polygon(shape, what.area.crs)}
+    feature = {"type": "Feature", "properties": {}, "geometry": items.polygon(shape, scenario.area.crs)}
     files.write(out / "aoi.geojson", files.pretty_json({"type": "FeatureCollection", "features": [feature]}))
 
 
@@ -193,13 +193,13 @@ def _kept(work: Path, window: Window) -> Path:
     return work / f"{window.row}-{window.col}.npz"
 
 
-def _paint(what: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str, Array]:
+def _paint(scenario: Plan, work: Path, item: tuple[Window, list[Layer]]) -> dict[str, Array]:
     """Keep both epochs' surfaces of a tile for the scenes to come; returns its part of the truth maps."""
     window, layers = item
-    around = truth.grown(what.granule, window)
+    around = truth.grown(scenario.granule, window)
     arrays = {"change": surface.changes(layers, around)}
     for epoch in (1, 2):
-        below = surface.paint(layers, around, seed=what.seed, epoch=epoch, ground=what.ground)
+        below = surface.paint(layers, around, seed=scenario.seed, epoch=epoch, ground=scenario.ground)
         arrays |= {f"{name}_{epoch}": value for name, value in vars(below).items()}
     np.savez(_kept(work, window), **arrays)  # type: ignore[arg-type]
     return {name: truth.inside(arrays[key])[None] for name, key in MAPS.items()}
@@ -210,10 +210,10 @@ def _surface(work: Path, window: Window, epoch: int) -> Surface:
         return Surface(**{name: kept[f"{name}_{epoch}"] for name in Surface.__dataclass_fields__})
 
 
-def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
+def _put(sink: cogs.Sink, scenario: Plan, window: Window, pixels: Array) -> None:
     """Write the part of a granule window (C, h, w; at any resolution) that is inside the area."""
     # Tiles follow the granule, the truth follows the area: only here are the two laid on each other.
-    area, k = what.area_window, window.height // pixels.shape[-2]
+    area, k = scenario.area_window, window.height // pixels.shape[-2]
     top, left = max(window.row, area.row), max(window.col, area.col)
     height = min(window.row + window.height, area.row + area.height) - top
     width = min(window.col + window.width, area.col + area.width) - left
@@ -226,7 +226,7 @@ def _put(sink: cogs.Sink, what: Plan, window: Window, pixels: Array) -> None:
 
 def _write_truth(
     into: Mapping[Any, AbstractContextManager[cogs.Sink]],
-    what: Plan,
+    scenario: Plan,
     windows: Sequence[Window],
     tiles: Iterable[Mapping[Any, Array]],
 ) -> None:
@@ -235,7 +235,7 @@ def _write_truth(
         sinks = {name: stack.enter_context(file) for name, file in into.items()}
         for window, arrays in zip(windows, tiles, strict=True):
             for name, pixels in arrays.items():
-                _put(sinks[name], what, window, pixels)
+                _put(sinks[name], scenario, window, pixels)
 
 
 def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]:
@@ -254,29 +254,29 @@ def _median(work: Path, days: Sequence[int], window: Window) -> dict[int, Array]
 # --- scenes --------------------------------------------------------------------------------
 
 
-def sky_seed(what: Plan, scene: Scene) -> int:
+def sky_seed(scenario: Plan, scene: Scene) -> int:
     """Return the seed of the weather of a scene."""
-    return what.seed * 1_000_003 + scene.index * 1009
+    return scenario.seed * 1_000_003 + scene.index * 1009
 
 
-def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
+def _photograph(scenario: Plan, out: Path, work: Path, scene: Scene) -> Array:
     """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
     folder, masks = out / items.COLLECTION / scene.id, out / "truth" / "clouds" / f"{scene.id}.tif"
     # Over the whole granule at once: a threshold per tile would show their edges in the clouds.
-    level = sky.threshold(sky_seed(what, scene), scene.weather, what.granule.shape)
+    level = sky.threshold(sky_seed(scenario, scene), scene.weather, scenario.granule.shape)
     counts = np.zeros(12, np.int64)
     with ExitStack() as stack:
         sinks = {}
         for name, gsd in (*((name, MSI.gsd_m(name)) for name in L2A_BANDS), ("SCL", MSI.gsd_m("SCL"))):
-            grid, dtype = grids.coarsen(what.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
+            grid, dtype = grids.coarsen(scenario.granule, gsd // 10), "uint8" if name == "SCL" else "uint16"
             sinks[name] = stack.enter_context(cogs.writing(folder / f"{name}.tif", grid, (name,), dtype, 0))
-        clouds = stack.enter_context(cogs.writing(masks, what.area, ("clouds",), "uint8", None))
-        for number, window in enumerate(grids.cut_tiles(what.granule.shape, truth.TILE)):
+        clouds = stack.enter_context(cogs.writing(masks, scenario.area, ("clouds",), "uint8", None))
+        for number, window in enumerate(grids.cut_tiles(scenario.granule.shape, truth.TILE)):
             # A stream for each tile of each scene, so that the noise does not depend on the order of the tiles.
-            rng = np.random.Generator(np.random.Philox(key=[what.seed, 10_000_000 + scene.index * 10_000 + number]))
-            made, bits = _tile(what, scene, window, _surface(work, window, scene.epoch), level, rng)
+            rng = np.random.Generator(np.random.Philox(key=[scenario.seed, 10_000_000 + scene.index * 10_000 + number]))
+            made, bits = _tile(scenario, scene, window, _surface(work, window, scene.epoch), level, rng)
             counts += np.bincount(made["SCL"].ravel(), minlength=12)
-            _put(clouds, what, window, bits[None])
+            _put(clouds, scenario, window, bits[None])
             for name, pixels in made.items():
                 rows, cols = truth.grid_slices(window, 10 * window.height // pixels.shape[0])
                 place = Window(row=rows.start, col=cols.start, height=pixels.shape[0], width=pixels.shape[1])
@@ -285,65 +285,65 @@ def _photograph(what: Plan, out: Path, work: Path, scene: Scene) -> Array:
 
 
 def _tile(
-    what: Plan, scene: Scene, window: Window, below: Surface, level: float, rng: np.random.Generator
+    scenario: Plan, scene: Scene, window: Window, below: Surface, level: float, rng: np.random.Generator
 ) -> tuple[dict[str, Array], Array]:
     """Simulate a tile of a scene: DN per band at its gsd, `SCL`, and true cloud bits at 10 m, 255 off the swath."""
     rows, cols = (np.arange(part.start, part.stop) for part in window.slices)
     label = truth.inside(below.label)
-    above = sky.look(scene, label, sky_seed(what, scene), level, rows, cols)
+    above = sky.look(scene, label, sky_seed(scenario, scene), level, rows, cols)
     image = sky.seen(truth.clear(below, scene.time.timetuple().tm_yday), above)
     made: dict[str, Array] = {}
     for gsd, bands in truth.native(image).items():
-        swath = covered(what, scene, window, gsd)
+        swath = covered(scenario, scene, window, gsd)
         for name, band in zip(truth.ORDER[gsd], bands, strict=True):
             noisy = band + rng.standard_normal(band.shape, np.float32) * (7 + 0.008 * band)
             made[name] = np.where(swath, truth.digital(noisy), 0).astype(np.uint16)
-    made["SCL"] = _scene_classes(what, scene, window, made, above, label)
+    made["SCL"] = _scene_classes(scenario, scene, window, made, above, label)
     # After the classes, since Sen2Cor classifies reflectance, to which an offset in the file is added later.
     if scene.offset_in_pixels:
         made |= {name: np.where(made[name] > 0, made[name] + OFFSET_DN, 0).astype(np.uint16) for name in L2A_BANDS}
-    return made, np.where(covered(what, scene, window, 10), above.bits, 255).astype(np.uint8)
+    return made, np.where(covered(scenario, scene, window, 10), above.bits, 255).astype(np.uint8)
 
 
 def _scene_classes(
-    what: Plan, scene: Scene, window: Window, made: dict[str, Array], above: sky.Sky, label: Array
+    scenario: Plan, scene: Scene, window: Window, made: dict[str, Array], above: sky.Sky, label: Array
 ) -> Array:
     image = {name: np.maximum(made[name].astype(np.float32), 1) for name in ("B8A", "B11")}
     image |= {name: np.maximum(spectra.coarser(made[name], 2), 1) for name in ("B02", "B03", "B04")}
     at_20m = sky.Sky(**{name: spectra.coarser(field, 2) for name, field in vars(above).items()})
     water = spectra.coarser((label == 5).astype(np.float32), 2)
     rows, cols = (np.arange(part.start, part.stop) for part in truth.grid_slices(window, 20))
-    scl = sky.scene_classes(image, at_20m, water, what.seed * 31 + scene.index, (rows, cols))
-    return np.where(covered(what, scene, window, 20), scl, 0).astype(np.uint8)
+    scl = sky.scene_classes(image, at_20m, water, scenario.seed * 31 + scene.index, (rows, cols))
+    return np.where(covered(scenario, scene, window, 20), scl, 0).astype(np.uint8)
 
 
 SLANT = 0.25
 """Columns per row by which the edge of a swath moves west on its way south."""
 
 
-def _edge(what: Plan) -> float:
+def _edge(scenario: Plan) -> float:
     """Return the column of the swath edge in the first row of the granule, for an orbit that covers about 60 %."""
-    height, width = what.granule.shape
+    height, width = scenario.granule.shape
     return 0.6 * width + SLANT * height / 2
 
 
-def covered(what: Plan, scene: Scene, window: Window, gsd: int) -> Array:
+def covered(scenario: Plan, scene: Scene, window: Window, gsd: int) -> Array:
     """Return where the swath of the scene covers the ground, on the grid of `gsd` inside a 10 m window."""
     k = gsd // 10
     rows = window.row + (np.arange(window.height // k) + 0.5) * k
     cols = window.col + (np.arange(window.width // k) + 0.5) * k
     if scene.orbit != plan.PARTIAL_ORBIT:
         return np.ones((len(rows), len(cols)), bool)
-    return np.asarray(cols[None, :] + SLANT * rows[:, None] < _edge(what))
+    return np.asarray(cols[None, :] + SLANT * rows[:, None] < _edge(scenario))
 
 
-def footprint(what: Plan, scene: Scene) -> shapely.Polygon:
+def footprint(scenario: Plan, scene: Scene) -> shapely.Polygon:
     """Return where the granule has data in a scene."""
-    west, south, east, north = what.granule.bounds
+    west, south, east, north = scenario.granule.bounds
     whole = shapely.box(west, south, east, north)
     if scene.orbit != plan.PARTIAL_ORBIT:
         return whole
-    top = west + _edge(what) * 10
+    top = west + _edge(scenario) * 10
     bottom = top - SLANT * (north - south)
     side = shapely.Polygon([(west - 1, north), (top, north), (bottom, south), (west - 1, south)])
     return shapely.polygons(shapely.get_coordinates(whole.intersection(side).exterior))

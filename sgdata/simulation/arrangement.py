@@ -19,7 +19,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.simulation import noise, spectra
 from sgdata.simulation.noise import Field
 from sgdata.simulation.spectra import Surface
@@ -51,13 +51,13 @@ class Covers:
 @cache
 def cover_ids() -> dict[str, int]:
     """Map each cover of the context ground to its row in the table."""
-    return {row["cover"]: number for number, row in enumerate(catalog.table("simulated_arrangements"))}
+    return {row["cover"]: number for number, row in enumerate(package_data.table("simulated_arrangements"))}
 
 
 @cache
 def covers() -> Covers:
     """Read the table of arrangements."""
-    rows = catalog.table("simulated_arrangements")
+    rows = package_data.table("simulated_arrangements")
     numbers = {name: number for number, name in enumerate(spectra.calendars())}
 
     def materials(key: str) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from pyproj import Transformer
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
 from sgdata.simulation.plan import TILE, Scene, made
 from sgdata.types import Array, Grid
@@ -136,7 +136,7 @@ def root() -> dict[str, Any]:
 
 def _template(name: str) -> dict[str, Any]:
     """Return the constant part of a catalogue, collection or item."""
-    layout: dict[str, Any] = catalog.document("simulated_stac")[name]
+    layout: dict[str, Any] = package_data.document("simulated_stac")[name]
     return layout
 
 

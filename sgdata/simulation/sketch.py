@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from shapely.geometry import LineString, Polygon
 
-from sgdata import catalog
+from sgdata import package_data
 
 if TYPE_CHECKING:
     from sgdata.simulation.plan import Plan
@@ -67,7 +67,7 @@ def kinds() -> dict[str, Kind]:
             covers=tuple(row["covers"].split()), arrangements=tuple(row["arrangements"].split()),
             change=int(row["change"] or 0),
         )
-        for row in catalog.table("simulated_kinds")
+        for row in package_data.table("simulated_kinds")
     }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def roads() -> dict[str, Road]:
             tags=_tags(row["tags"])[0], label=int(row["label"]) if row["label"] else None, cover=row["cover"],
             width_m=float(row["width_m"]), lanes=int(row["lanes"]), rank=int(row["rank"]),
         )
-        for row in catalog.table("simulated_roads")
+        for row in package_data.table("simulated_roads")
     }  # fmt: skip
 
 

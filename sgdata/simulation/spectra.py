@@ -15,7 +15,7 @@ from functools import cache
 
 import numpy as np
 
-from sgdata import catalog
+from sgdata import package_data
 from sgdata.sentinel2 import L2A_BANDS
 from sgdata.simulation import plan
 from sgdata.simulation.noise import Field
@@ -25,7 +25,7 @@ from sgdata.types import Array
 @cache
 def materials() -> dict[str, tuple[float, ...]]:
     """Return the DN of each material in the order of `L2A_BANDS`."""
-    rows = catalog.table("simulated_materials")
+    rows = package_data.table("simulated_materials")
     return {row["material"]: tuple(float(row[band]) for band in L2A_BANDS) for row in rows}
 
 
@@ -36,7 +36,7 @@ def calendars() -> dict[str, tuple[tuple[int, str], ...]]:
     A material that does not change is a calendar too.
     """
     years: dict[str, tuple[tuple[int, str], ...]] = {name: ((1, name),) for name in materials()}
-    for row in catalog.table("simulated_calendars"):
+    for row in package_data.table("simulated_calendars"):
         days = (day.split(":") for day in row["days"].split())
         years[row["calendar"]] = tuple((int(day), material) for day, material in days)
     return years
@@ -45,7 +45,7 @@ def calendars() -> dict[str, tuple[tuple[int, str], ...]]:
 @cache
 def cover_ids() -> dict[str, int]:
     """Map each cover to its row in the table."""
-    return {row["cover"]: number for number, row in enumerate(catalog.table("simulated_covers"))}
+    return {row["cover"]: number for number, row in enumerate(package_data.table("simulated_covers"))}
 
 
 # Farmers sow within some four weeks of each other: parcels of one crop differ by up to 3.5 steps either way. Eight
@@ -67,7 +67,7 @@ def mixtures() -> tuple[Array, Array, Array]:
     A pixel is `share` +- `spread` of b in a, patchy at fine (1) to coarse (0) `grain`, and varies by `texture`.
     """
     numbers = {name: number for number, name in enumerate(calendars())}
-    rows = catalog.table("simulated_covers")
+    rows = package_data.table("simulated_covers")
     numeric = [[float(row[key]) for key in ("share", "spread", "grain", "texture")] for row in rows]
     first, second = (np.array([numbers[row[key]] for row in rows]) for key in ("a", "b"))
     return first, second, np.array(numeric, np.float32)

@@ -67,22 +67,22 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
 
     Raises SettingError where the archive has no such item.
     """
-    what = planned(archive)
-    matching = [one for one in plan.scenes(what) if one.id == item_id]
+    scenario = planned(archive)
+    matching = [one for one in plan.scenes(scenario) if one.id == item_id]
     if not matching:
         raise SettingError(f"item '{item_id}' is not in {archive}; see its sentinel-2-l2a folder for the ids")
-    every = _layers(what)
+    every = _layers(scenario)
     tree = shapely.STRtree([layer.outline for layer in every])
     day = matching[0].time.timetuple().tm_yday
     # The generator that made the archive runs again, tile by tile as then: a second copy of it would prove nothing.
-    height, width = what.area.shape
+    height, width = scenario.area.shape
     whole = {
         gsd: np.empty((len(names), height * 10 // gsd, width * 10 // gsd), np.uint16) for gsd, names in ORDER.items()
     }
-    for window in grids.cut_tiles(what.area.shape, TILE):
-        around = grown(what.area, window)
+    for window in grids.cut_tiles(scenario.area.shape, TILE):
+        around = grown(scenario.area, window)
         near = surface.near(tree, every, around)
-        below = surface.paint(near, around, seed=what.seed, epoch=matching[0].epoch, ground=what.ground)
+        below = surface.paint(near, around, seed=scenario.seed, epoch=matching[0].epoch, ground=scenario.ground)
         for gsd, bands in native(clear(below, day)).items():
             rows, cols = grid_slices(window, gsd)
             whole[gsd][:, rows, cols] = digital(bands)
@@ -90,9 +90,9 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
 
 
 @lru_cache(maxsize=1)
-def _layers(what: Plan) -> list[surface.Layer]:
+def _layers(scenario: Plan) -> list[surface.Layer]:
     """Return the layers, kept for the next date."""
-    return surface.layers(ground.build(what))
+    return surface.layers(ground.build(scenario))
 
 
 def grid_slices(window: Window, gsd: int) -> tuple[slice, slice]:

@@ -19,7 +19,7 @@ from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.limits import DOCUMENT_BYTES
 from sgdata.splits.blocks import LEFT_OUT
-from sgdata.splits.ground import Draw, DrawSettings
+from sgdata.splits.ground_splits import Draw, DrawSettings
 
 FORMAT = 1
 SUFFIX = ".tsv.gz"

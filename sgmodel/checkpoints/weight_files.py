@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import checkpoint_folder
 
@@ -54,7 +54,7 @@ def released_name(own: str, kind: str) -> str:
 
 @cache
 def _dense_names() -> dict[str, str]:
-    return {row["ours"]: row["published"] for row in catalog.table("spectralgpt_dense_names")}
+    return {row["ours"]: row["published"] for row in package_data.table("spectralgpt_dense_names")}
 
 
 def released_names(state: State) -> State:

@@ -116,10 +116,10 @@ def mask_nodata(images: Tensor, nodata: float | None) -> Tensor:
     """Return images as stored as float32, NaN where a value is `nodata` or not finite: the one mark of no data."""
     # Float32 represents every uint16 exactly, so that nothing is lost before the constants are subtracted.
     x = images.float()
-    seen = x.isfinite()
+    valid = x.isfinite()
     if nodata is not None:
-        seen = seen & (x != float(nodata))
-    return x.where(seen, float("nan"))
+        valid = valid & (x != float(nodata))
+    return x.where(valid, float("nan"))
 
 
 def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequence[int] | None = None) -> Tensor:

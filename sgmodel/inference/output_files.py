@@ -94,8 +94,8 @@ class MapFiles:
     tags: dict[str, str]
 
 
-def write_maps(maps: MapFiles, answers: Iterable[tiling.Row]) -> None:
-    """Write the rasters of `maps` from rows of answers; one raster is written at a time.
+def write_maps(maps: MapFiles, outputs: Iterable[tiling.Row]) -> None:
+    """Write the rasters of `maps` from rows of outputs; one raster is written at a time.
 
     Raises:
         OutputError: a file cannot be written.
@@ -105,28 +105,28 @@ def write_maps(maps: MapFiles, answers: Iterable[tiling.Row]) -> None:
         Scratch(maps.out / ".classes") as classes,
         Scratch(maps.out / ".values") as values,
     ):
-        for _, answer, seen in answers:
+        for _, output, valid in outputs:
             if maps.classes:
-                classes.add(most_likely(maps.space, answer, seen)[None])
+                classes.add(most_likely(maps.space, output, valid)[None])
             if maps.values:
-                _mask_and_round(answer, seen, rounded=bool(maps.space.ids))
-                values.add(answer)
+                _mask_and_round(output, valid, rounded=bool(maps.space.ids))
+                values.add(output)
         if maps.values:
             _write_values(maps, values)
         if maps.classes:
             _write_classes(maps, classes)
 
 
-def _mask_and_round(answer: Array, seen: Array, *, rounded: bool) -> None:
+def _mask_and_round(output: Array, valid: Array, *, rounded: bool) -> None:
     """Set cells without data to NaN and round probabilities to 1/1024, in place.
 
     In place because a row of tiles of a wide scene may take a hundred megabytes. Rounded values end in zero bits and
     compress to a quarter.
     """
     if rounded:
-        np.rint(answer * np.float32(1024), out=answer)
-        answer /= 1024
-    answer[:, ~seen] = np.nan
+        np.rint(output * np.float32(1024), out=output)
+        output /= 1024
+    output[:, ~valid] = np.nan
 
 
 def _write_values(maps: MapFiles, values: Scratch) -> None:
@@ -156,10 +156,10 @@ def class_type(space: LabelSpace) -> Literal["uint8", "uint16", "int32"]:
     return "uint8" if highest <= 255 else "uint16"
 
 
-def most_likely(space: LabelSpace, answer: Array, seen: Array) -> Array:
-    """Return the class values (h, w) of answers (K, h, w); `ignore_index` where nothing was seen."""
+def most_likely(space: LabelSpace, output: Array, valid: Array) -> Array:
+    """Return the class values (h, w) of outputs (K, h, w); `ignore_index` where no pixel is valid."""
     ids = np.array([*space.ids, space.ignore_index], class_type(space))
-    labels: Array = ids[np.where(seen, answer.argmax(axis=0), len(space.ids))]
+    labels: Array = ids[np.where(valid, output.argmax(axis=0), len(space.ids))]
     return labels
 
 
@@ -172,15 +172,15 @@ def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
 # --- rows and pictures ---------------------------------------------------------------------
 
 
-def answer_columns(space: LabelSpace, answer: Array) -> dict[str, Any]:
+def output_columns(space: LabelSpace, output: Array) -> dict[str, Any]:
     """Return the columns of one answer (K,): labels, their names and all probabilities, or the embedding."""
     if space.task == "none":
-        return {"embedding": answer.tolist()}
-    chosen = np.flatnonzero(answer >= 0.5) if space.task == "multi-label" else [int(answer.argmax())]
+        return {"embedding": output.tolist()}
+    chosen = np.flatnonzero(output >= 0.5) if space.task == "multi-label" else [int(output.argmax())]
     return {
         "labels": [space.ids[index] for index in chosen],
         "label_names": [space.names[index] for index in chosen],
-        "probabilities": answer.tolist(),
+        "probabilities": output.tolist(),
     }
 
 

@@ -170,15 +170,17 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
             raise SettingError(
                 f"--after covers other pixels than --input: {'; '.join(differ)}; warp one onto the other"
             )
-        plan = tiling.plan(grid.shape, px=predictor.ground_px, answer=predictor.answer, overlap=recipe.overlap)
-        rows = tiling.blend(plan, partial(_read, dates), predictor.look, batch=recipe.batch)
+        plan = tiling.plan(
+            grid.shape, px=predictor.ground_px, output_shape=predictor.output_shape, overlap=recipe.overlap
+        )
+        rows = tiling.blend(plan, partial(_read, dates), predictor.predict, batch=recipe.batch)
         rows = itertools.chain(rows, _closed(stack))
-        answers: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
+        outputs: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
         if predictor.task in SCENES:
             # One answer per patch fits in memory: a Sentinel-2 tile has some thirty thousand patches of 64 px.
-            answers = [(row, answer.copy(), seen) for row, answer, seen in answers]
-            patches = [patch for each in answers for patch in _patches(space, coarse, plan.px, each)]
+            outputs = [(row, output.copy(), valid) for row, output, valid in outputs]
+            patches = [patch for each in outputs for patch in _patches(space, coarse, plan.px, each)]
             output_files.write_rows(paths.out, patches)
         maps = output_files.MapFiles(
             out=paths.out,
@@ -192,7 +194,7 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
                 "label_space": space.name,
             },
         )
-        output_files.write_maps(maps, answers)
+        output_files.write_maps(maps, outputs)
 
 
 def _closed(stack: ExitStack) -> Iterator[tiling.Row]:
@@ -206,19 +208,19 @@ def _read(dates: Sequence[raster_input.RasterScene], row: int, rows: int) -> tup
 
 
 def _stack(dates: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Concatenate the bands of all dates; a pixel is seen where it is seen at every date."""
-    pixels, seen = zip(*dates, strict=True)
-    return np.concatenate(pixels), np.logical_and.reduce(seen)
+    """Concatenate the bands of all dates; a pixel is valid where it is valid at every date."""
+    pixels, valid = zip(*dates, strict=True)
+    return np.concatenate(pixels), np.logical_and.reduce(valid)
 
 
 def _patches(space: LabelSpace, grid: Grid, px: int, rows: tiling.Row) -> Iterator[dict[str, Any]]:
-    """Yield a row per patch in which something was seen; bounds are in the CRS of the scene."""
-    first, answer, seen = rows
-    for i, j in np.argwhere(seen).tolist():
+    """Yield a row per patch with a valid pixel; bounds are in the CRS of the scene."""
+    first, output, valid = rows
+    for i, j in np.argwhere(valid).tolist():
         west, north = grid.origin[0] + j * grid.gsd_m, grid.origin[1] - (first + i) * grid.gsd_m
         bounds = {"west": west, "south": north - grid.gsd_m, "east": west + grid.gsd_m, "north": north}
         key = f"r{(first + i) * px:05d}-c{j * px:05d}"
-        yield {"key": key, **bounds, "crs": grid.crs, **output_files.answer_columns(space, answer[:, i, j])}
+        yield {"key": key, **bounds, "crs": grid.crs, **output_files.output_columns(space, output[:, i, j])}
 
 
 # --- shards --------------------------------------------------------------------------------
@@ -241,30 +243,30 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
     for split in [recipe.split] if recipe.split else sorted(stored.splits):
         source = loader.Samples(folder, split, members)
         for batch in loader.load(source, loader.in_order(len(source), recipe.batch), threads=1):
-            for key, answer, seen in _answers(recipe, predictor, batch, fit, stored):
+            for key, output, valid in _outputs(recipe, predictor, batch, fit, stored):
                 if predictor.task in {"segmentation", "change"}:
                     picture = paths.out / output_files.PICTURES / f"{file_name(key)}.png"
-                    output_files.write_picture(space, picture, output_files.most_likely(space, answer, seen))
+                    output_files.write_picture(space, picture, output_files.most_likely(space, output, valid))
                 else:
-                    rows.append({**index[key], **output_files.answer_columns(space, answer.mean(axis=(1, 2)))})
+                    rows.append({**index[key], **output_files.output_columns(space, output.mean(axis=(1, 2)))})
     if rows:
         output_files.write_rows(paths.out, rows)
 
 
-def _answers(
+def _outputs(
     recipe: PredictRecipe, predictor: Predictor, batch: loader.Batch, fit: raster_input.BandMapping, stored: Contract
 ) -> Iterator[tuple[str, Array, Array]]:
-    """Yield the key, answer (K, h, w) and mask of seen pixels (H, W) of each sample of a batch."""
+    """Yield the key, output (K, h, w) and mask of valid pixels (H, W) of each sample of a batch."""
     if predictor.dates == 2:
         dates = [batch.arrays[name].numpy() for name in ("image_before", "image_after")]
     else:
         dates = [upsample.image(batch.arrays, batch.valid_size, stored, torch.device("cpu")).numpy()]
-    pixels, seen = [], []
+    pixels, valid = [], []
     for number, (height, width) in enumerate(batch.valid_size.tolist()):
         parts = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
         pixels.append(parts[0])
-        seen.append(parts[1])
-    answers = predictors.predict_samples(
-        predictor, predictor.look, pixels, seen, overlap=recipe.overlap, batch=recipe.batch
+        valid.append(parts[1])
+    outputs = predictors.predict_samples(
+        predictor, predictor.predict, pixels, valid, overlap=recipe.overlap, batch=recipe.batch
     )
-    yield from zip(batch.keys, answers, seen, strict=True)
+    yield from zip(batch.keys, outputs, valid, strict=True)

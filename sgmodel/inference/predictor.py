@@ -57,7 +57,7 @@ class Predictor:
         return 2 if self.task == "change" else 1
 
     @torch.no_grad()
-    def look(self, tiles: Array) -> Array:
+    def predict(self, tiles: Array) -> Array:
         """Predict class probabilities or embeddings of tiles as stored.
 
         Args:
@@ -73,25 +73,25 @@ class Predictor:
         dates = [normalise.apply(self.normalisation, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
         with self.launch.autocast():
             if self.task == "none":
-                answer = embedding(self.model, dates[0])
+                output = embedding(self.model, dates[0])
             elif self.task in SCENES:
-                answer = predict_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
+                output = predict_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
             else:
-                answer = self.model(*dates)
-        answer = answer.float()
+                output = self.model(*dates)
+        output = output.float()
         if self.task == "multi-label":
-            answer = answer.sigmoid()
+            output = output.sigmoid()
         elif self.task != "none":
-            answer = answer.softmax(dim=1)  # also right for the log-probabilities of a change detector
-        values: Array = (answer if answer.ndim == 4 else answer[:, :, None, None]).cpu().numpy()
+            output = output.softmax(dim=1)  # also right for the log-probabilities of a change detector
+        values: Array = (output if output.ndim == 4 else output[:, :, None, None]).cpu().numpy()
         return values
 
     @cached_property
-    def answer(self) -> tuple[int, int]:
-        """Return the shape (K, s) of the answer of `look` for one tile."""
+    def output_shape(self) -> tuple[int, int]:
+        """Return the shape (K, s) of the output of `predict` for one tile."""
         # Inferred from a dummy forward pass, since the card of a baseline does not record it.
         blank = np.zeros((1, self.dates * len(self.contract.bands), self.ground_px, self.ground_px), np.uint16)
-        return self.look(blank).shape[1:3]
+        return self.predict(blank).shape[1:3]
 
 
 def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -140,34 +140,44 @@ def predict_scenes(model: nn.Module, x: Tensor, valid_size: Tensor, size: int, *
 
 
 def predict_samples(
-    kind: Predictor, look: tiling.Look, pixels: Sequence[Array], seen: Sequence[Array], *, overlap: float, batch: int
+    kind: Predictor,
+    predict: tiling.Predict,
+    pixels: Sequence[Array],
+    valid: Sequence[Array],
+    *,
+    overlap: float,
+    batch: int,
 ) -> list[Array]:
     """Predict samples of any size, tile by tile where they have not the size of the tiles.
 
     Args:
         kind: The predictor.
-        look: `kind.look`, or a function around it.
+        predict: `kind.predict`, or a function around it.
         pixels: (dates x C, H, W) of each sample, in stored units.
-        seen: Mask of seen pixels (H, W) of each sample.
+        valid: Mask of valid pixels (H, W) of each sample.
         overlap: Share of a tile's side that neighbouring tiles have in common.
-        batch: Tiles per call of `look`.
+        batch: Tiles per call of `predict`.
 
     Returns:
         The answer (K, h, w) of each sample.
     """
-    sizes = {mask.shape for mask in seen}
+    sizes = {mask.shape for mask in valid}
     # Samples of the size of the tiles, and scenes that get one answer, are predicted as one batch.
     if len(sizes) == 1 and (kind.task in SCENES or sizes == {(kind.ground_px, kind.ground_px)}):
-        return list(look(np.stack(pixels)))
+        return list(predict(np.stack(pixels)))
     if kind.task in SCENES:
-        return [look(values[None])[0] for values in pixels]
-    return [_whole(kind, look, *each, overlap=overlap, batch=batch) for each in zip(pixels, seen, strict=True)]
+        return [predict(values[None])[0] for values in pixels]
+    return [_whole(kind, predict, *each, overlap=overlap, batch=batch) for each in zip(pixels, valid, strict=True)]
 
 
-def _whole(kind: Predictor, look: tiling.Look, pixels: Array, seen: Array, *, overlap: float, batch: int) -> Array:
-    plan = tiling.plan((seen.shape[0], seen.shape[1]), px=kind.ground_px, answer=kind.answer, overlap=overlap)
-    rows = tiling.blend(plan, lambda row, n: (pixels[:, row : row + n], seen[row : row + n]), look, batch=batch)
-    return np.concatenate([answer.copy() for _, answer, _ in rows], axis=1)
+def _whole(
+    kind: Predictor, predict: tiling.Predict, pixels: Array, valid: Array, *, overlap: float, batch: int
+) -> Array:
+    plan = tiling.plan(
+        (valid.shape[0], valid.shape[1]), px=kind.ground_px, output_shape=kind.output_shape, overlap=overlap
+    )
+    rows = tiling.blend(plan, lambda row, n: (pixels[:, row : row + n], valid[row : row + n]), predict, batch=batch)
+    return np.concatenate([output.copy() for _, output, _ in rows], axis=1)
 
 
 def embedding(model: Any, images: Tensor) -> Tensor:

@@ -56,19 +56,19 @@ class BandMapping:
     band_indices: list[int] | None
     nodata: float | None
 
-    def pixels(self, values: Array, seen: Array | None = None) -> tuple[Array, Array]:
+    def pixels(self, values: Array, valid: Array | None = None) -> tuple[Array, Array]:
         """Select the model's bands.
 
         Args:
             values: (B, H, W) as stored.
-            seen: (B, H, W), where values are known to be data apart from `nodata`; None for everywhere.
+            valid: (B, H, W), where values are known to be data apart from `nodata`; None for everywhere.
 
         Returns:
-            (C, H, W) float32 with NaN as no data, and the mask of seen pixels (H, W).
+            (C, H, W) float32 with NaN as no data, and the mask of valid pixels (H, W).
         """
         known = normalise.mask_nodata(torch.from_numpy(values), self.nodata)
-        if seen is not None:
-            known = known.where(torch.from_numpy(seen), float("nan"))
+        if valid is not None:
+            known = known.where(torch.from_numpy(valid), float("nan"))
         if self.band_indices is not None:
             known = band_selection.select(known[None], self.band_indices)[0]
         # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
@@ -97,13 +97,13 @@ class RasterScene:
         try:
             window = Window(0, row, self.grid.shape[1], rows)
             values = self.dataset.read(geotiff.data_bands(self.dataset), window=window)
-            seen = geotiff.read_valid_mask(self.dataset, values, window)
+            valid = geotiff.read_valid_mask(self.dataset, values, window)
         except RasterioError as error:
             # Converted here, since the calling writer reports an OSError as a failure to write.
             raise SourceError(
                 f"{self.dataset.name}: rows {row} to {row + rows} cannot be read: {error}; copy it again"
             ) from error
-        return self.fit.pixels(values, seen)
+        return self.fit.pixels(values, valid)
 
 
 def map_bands(ours: Contract, theirs: Contract, normalisation: Normalisation, accept: Sequence[str]) -> BandMapping:

@@ -14,12 +14,12 @@ import numpy as np
 from sgdata.types import Array
 
 Read = Callable[[int, int], tuple[Array, Array]]
-"""A function from the first row and the number of rows to pixels (C, rows, W) and the mask of seen pixels (rows, W)."""
+"""Function from the first row and the number of rows to pixels (C, rows, W) and the mask of valid pixels (rows, W)."""
 
 Row = tuple[int, Array, Array]
-"""First row, answers (K, rows, W) float32, and the mask of cells with any seen pixel (rows, W)."""
+"""First row, answers (K, rows, W) float32, and the mask of cells with any valid pixel (rows, W)."""
 
-Look = Callable[[Array], Array]
+Predict = Callable[[Array], Array]
 """A function from tiles (N, C, px, px) to answers (N, K, px / unit, px / unit) float32."""
 
 
@@ -53,16 +53,16 @@ class TilePlan:
         return self.px // self.side
 
 
-def plan(shape: tuple[int, int], *, px: int, answer: tuple[int, int], overlap: float) -> TilePlan:
+def plan(shape: tuple[int, int], *, px: int, output_shape: tuple[int, int], overlap: float) -> TilePlan:
     """Plan tiles that cover a scene.
 
     Args:
         shape: Height and width of the scene in pixels.
         px: Side of a tile in pixels.
-        answer: Number of values and side in cells of the answer for one tile.
+        output_shape: Number of values and side in cells of the output for one tile.
         overlap: Share of the side of a tile that neighbours have in common.
     """
-    channels, side = answer
+    channels, side = output_shape
     height, width = (-(-size * side // px) for size in shape)
     shared = int(side * overlap)  # 0 if a tile is one cell
     rows, cols = (tile_starts(size, side, side - shared) for size in (height, width))
@@ -94,44 +94,44 @@ def blend_weights(first: tuple[int, ...], side: int, overlap: int) -> Array:
     return np.stack([window / total[start : start + side] for start in first]).astype(np.float32)
 
 
-def blend(plan: TilePlan, read: Read, look: Look, *, batch: int) -> Iterator[Row]:
+def blend(plan: TilePlan, read: Read, predict: Predict, *, batch: int) -> Iterator[Row]:
     """Yield the map from top to bottom, each cell once.
 
-    The answers are a view that is overwritten for the next rows. Tiles without a seen pixel are not predicted.
+    The answers are a view that is overwritten for the next rows. Tiles without a valid pixel are not predicted.
 
     Args:
         plan: Tiles of the scene.
         read: Reads rows of pixels.
-        look: Predicts tiles.
-        batch: Tiles per call of `look`.
+        predict: Predicts tiles.
+        batch: Tiles per call of `predict`.
     """
     side, unit, (height, width) = plan.side, plan.unit, plan.cells
     across = plan.cols[-1] + side
     weights_down, weights_across = (blend_weights(first, side, plan.overlap) for first in (plan.rows, plan.cols))
     total = np.zeros((plan.channels, side, across), np.float32)
     for i, row in enumerate(plan.rows):
-        strip, seen = _strip(plan, read, row * unit, across * unit)
-        cells_seen: Array = seen.reshape(side, unit, across, unit).max(axis=(1, 3))
-        with_data = [j for j, col in enumerate(plan.cols) if cells_seen[:, col : col + side].any()]
+        strip, valid = _strip(plan, read, row * unit, across * unit)
+        cells_valid: Array = valid.reshape(side, unit, across, unit).max(axis=(1, 3))
+        with_data = [j for j, col in enumerate(plan.cols) if cells_valid[:, col : col + side].any()]
         for start in range(0, len(with_data), batch):
             few = with_data[start : start + batch]
             tiles = np.stack([strip[:, :, plan.cols[j] * unit : plan.cols[j] * unit + plan.px] for j in few])
-            for j, answer in zip(few, look(tiles), strict=True):
+            for j, output in zip(few, predict(tiles), strict=True):
                 # Added from left to right, so that the order of the sum does not depend on the batch.
                 weight = weights_down[i][:, None] * weights_across[j]
-                total[:, :, plan.cols[j] : plan.cols[j] + side] += answer * weight
+                total[:, :, plan.cols[j] : plan.cols[j] + side] += output * weight
         done = (plan.rows[i + 1] if i + 1 < len(plan.rows) else height) - row
         # Rows above the next tiles are final.
-        yield row, total[:, :done, :width], cells_seen[:done, :width]
+        yield row, total[:, :done, :width], cells_valid[:done, :width]
         total[:, : side - done] = total[:, done:].copy()
         total[:, side - done :] = 0
 
 
 def _strip(plan: TilePlan, read: Read, row: int, across: int) -> tuple[Array, Array]:
-    """Read `px` rows of `across` pixels; outside the scene pixels are mirrored and not seen."""
+    """Read `px` rows of `across` pixels; outside the scene pixels are mirrored and not valid."""
     rows = min(plan.px, plan.shape[0] - row)
-    pixels, seen = read(row, rows)
+    pixels, valid = read(row, rows)
     outside = ((0, plan.px - rows), (0, across - plan.shape[1]))
     if outside == ((0, 0), (0, 0)):
-        return pixels, seen
-    return np.pad(pixels, ((0, 0), *outside), mode="reflect"), np.pad(seen, outside)
+        return pixels, valid
+    return np.pad(pixels, ((0, 0), *outside), mode="reflect"), np.pad(valid, outside)

@@ -17,7 +17,7 @@ from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
@@ -279,7 +279,7 @@ def differences(table: LedgerTable, row: LedgerRow, run: Run, paths: LedgerPaths
 
 def source(name: str) -> dict[str, str]:
     """Return where published weights are available, and their licence. Raises SettingError."""
-    for row in catalog.table("published_weights"):
+    for row in package_data.table("published_weights"):
         if row["name"] == name:
             return {key: row[key] for key in ("name", "where", "licence", "checksum")}
     raise SettingError(f"weights '{name}' are not in the fact table; 'sgdata catalog weights' lists those that are")
@@ -322,7 +322,7 @@ def _run(
     after: Run | None,
     paths: LedgerPaths,
 ) -> Run:
-    path = catalog.folder("recipes") / name
+    path = package_data.folder("recipes") / name
     # Read here too, so that an invalid recipe is refused before the first run.
     recipe: Any = files.read(paths.programs[program]().recipe, path, changes)
     weights = str(after.folder / "checkpoint-last") if after else str(file) if file else None

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from sgdata import catalog, files, output_names
+from sgdata import files, output_names, package_data
 from sgdata.errors import SettingError
 from sgdata.packing import split_lists
 from sgdata.shards import tar_format
@@ -69,7 +69,7 @@ class PublishedFigure:
 @cache
 def protocol(name: str) -> Protocol:
     """Return a protocol. Raises SettingError if the catalogue has none of this name."""
-    rows = catalog.table("published_protocols")
+    rows = package_data.table("published_protocols")
     for row in rows:
         if row["name"] == name:
             counts = {split: int(count) for split, count in re.findall(r"(\w+) (\d+)", row["counts"])}
@@ -84,7 +84,7 @@ def figures(name: str) -> dict[str, dict[str, PublishedFigure]]:
     """Return the figures of a protocol by model and metric, in the order of the table. Raises SettingError."""
     protocol(name)
     found: dict[str, dict[str, PublishedFigure]] = {}
-    for row in catalog.table("published_figures"):
+    for row in package_data.table("published_figures"):
         if row["protocol"] == name:
             figure = PublishedFigure(value=round(float(row["percent"]) / 100, 6), source=row["source"])
             found.setdefault(row["model"], {})[row["metric"]] = figure

@@ -47,10 +47,10 @@ def block(tokens: float, width: int, mlp_ratio: float) -> float:
     return 4 * tokens * width**2 * (2 + mlp_ratio) + 4 * tokens**2 * width
 
 
-def encoder(config: EncoderConfig, seen: int) -> float:
-    """Return the forward FLOPs of the encoder on `seen` tokens of one image, which its class token joins."""
-    embedded = 2 * seen * config.token_values * config.width
-    return embedded + config.depth * block(seen + config.class_token, config.width, config.mlp_ratio)
+def encoder(config: EncoderConfig, visible: int) -> float:
+    """Return the forward FLOPs of the encoder on `visible` tokens of one image, which its class token joins."""
+    embedded = 2 * visible * config.token_values * config.width
+    return embedded + config.depth * block(visible + config.class_token, config.width, config.mlp_ratio)
 
 
 def reduced_encoder(config: EncoderConfig, reduction: TokenReduction) -> tuple[float, float]:
@@ -66,8 +66,8 @@ def reduced_encoder(config: EncoderConfig, reduction: TokenReduction) -> tuple[f
 
 
 def _autoencoder(config: EncoderConfig, decoder: mae.DecoderConfig, mask_ratio: float) -> float:
-    seen = mae.count_visible(config.tokens, mask_ratio)
-    forward = encoder(config, seen) + 2 * (seen + config.class_token) * config.width * decoder.width
+    visible = mae.count_visible(config.tokens, mask_ratio)
+    forward = encoder(config, visible) + 2 * (visible + config.class_token) * config.width * decoder.width
     forward += decoder.depth * block(config.tokens + config.class_token, decoder.width, decoder.mlp_ratio)
     return forward + 2 * config.tokens * decoder.width * config.token_values
 

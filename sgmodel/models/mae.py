@@ -271,14 +271,14 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(decoder.width, self.config.token_values)
         enc.initialise(self)
 
-    def forward(self, images: Tensor, *, noise: Tensor, ratio: float, seen: Tensor | None = None) -> Reconstruction:
+    def forward(self, images: Tensor, *, noise: Tensor, ratio: float, valid: Tensor | None = None) -> Reconstruction:
         """Mask images, reconstruct them, and compare the result with them.
 
         Args:
             images: Images (N, C, H, W), or (N, T, C, H, W) if the encoder takes several times.
             noise: Uniform noise (N, L) that decides which tokens are masked.
             ratio: Share of the tokens to mask.
-            seen: Pixels with data, bool of the shape of `images`; the others are no part of the loss. None for all.
+            valid: Pixels with data, bool of the shape of `images`; the others are no part of the loss. None for all.
 
         Returns:
             The loss and its terms, the predicted values and the mask.
@@ -289,7 +289,7 @@ class MaskedAutoencoder(nn.Module):
         ids_keep_NK = MASKINGS[self.objective.masking](noise, self.config.planes, ratio)
         mask_NL = torch.ones_like(noise, dtype=torch.float32).scatter(1, ids_keep_NK, 0.0)
         latent_NKD = self.norm(enc.encode(self, images, ids_keep_NK))
-        target_NLP = enc.patchify(images if seen is None else images.where(seen, float("nan")), self.config)
+        target_NLP = enc.patchify(images if valid is None else images.where(valid, float("nan")), self.config)
         ids_NM = None
         if torch.is_grad_enabled() and not self.objective.weight_spectral:
             # The token term alone needs no other predictions than those of removed tokens.

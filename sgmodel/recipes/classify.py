@@ -30,7 +30,7 @@ from sgmodel.data.subset import in_order
 from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import finetune, frozen_features, loop, metrics, nearness, neighbours, training
+from sgmodel.train import finetune, frozen_features, loop, metrics, neighbours, training, training_distance
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -343,7 +343,7 @@ def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str,
             return partial(metrics.top1, right[rows])
         return partial(metrics.mean_average_precision, metrics.macro(scores[rows], targets[rows]))
 
-    return {nearness.SAMPLES: nearness.ScoredSamples(columns=columns, figure=figure)}
+    return {training_distance.SAMPLES: training_distance.ScoredSamples(columns=columns, figure=figure)}
 
 
 def compute_metrics(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, pixels, training
+from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, pixel_change, training
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -57,7 +57,7 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     weighting: Literal["none", "balanced", "share"] = "none"  # type: ignore[assignment]
     unchanged_factor: float = 1.0
     drop_incomplete: bool = False
-    mode: Mode | pixels.PixelMethod = "finetune"  # type: ignore[assignment]
+    mode: Mode | pixel_change.PixelMethod = "finetune"  # type: ignore[assignment]
     mean_px: int = 1
     threshold: Literal["half", "chosen"] = "half"
 
@@ -115,7 +115,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         figures = partial(scores, model)
         return finetune.ScoringSpec(title="Change detection", by="f1", scored=scored, figures=figures, source=pairs)
 
-    if recipe.mode in pixels.METHODS:
+    if recipe.mode in pixel_change.METHODS:
         detector: nn.Module = nn.Identity()
         if not paths.dry_run:
             detector = fit_detector(setup, pairs, recipe.mode)
@@ -181,14 +181,14 @@ def dates(setup: Setup, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     )
 
 
-def fit_detector(setup: Setup, source: loader.Samples, method: pixels.PixelMethod) -> nn.Module:
+def fit_detector(setup: Setup, source: loader.Samples, method: pixel_change.PixelMethod) -> nn.Module:
     """Fit a classical detector to the pixels of the training samples. Raises SettingError."""
     recipe = setup.recipe
     batches = training.scored_batches(setup, source, loader.in_order(len(source), 1))
     pairs = ((int(batch.samples[0]), *dates(setup, batch), training.labels(setup, batch)[0]) for batch in batches)
-    sampled = pixels.sample_pixels(pairs, len(source), mean_px=recipe.mean_px, ignore=setup.ignore)
+    sampled = pixel_change.sample_pixels(pairs, len(source), mean_px=recipe.mean_px, ignore=setup.ignore)
     seed = recipe.training.seed
-    return pixels.fit(sampled, method=method, mean_px=recipe.mean_px, threshold=recipe.threshold, seed=seed)
+    return pixel_change.fit(sampled, method=method, mean_px=recipe.mean_px, threshold=recipe.threshold, seed=seed)
 
 
 # --- scoring -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, flops, mae
-from sgmodel.train import best_checkpoint, conclusion, loop, pictures, run_folder, signals, training
+from sgmodel.train import best_checkpoint, loop, pictures, run_folder, run_results, signals, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -213,7 +213,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
         return signals.stop_code()
     steps = run_folder.read_progress(paths.out).steps
     results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setup, model, test)}
-    conclusion.conclude(paths.out, "Pretraining", task.card, results, task.meter)
+    run_results.conclude(paths.out, "Pretraining", task.card, results, task.meter)
     return ExitCode.DONE
 
 
@@ -240,8 +240,8 @@ def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str
     """
     recipe = setup.recipe
     geometry = augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
-    images, seen = _view(setup, batch, geometry)
-    result: mae.Reconstruction = forward(images, noise=_noise(setup, batch), ratio=recipe.mask_ratio, seen=seen)
+    images, valid = _view(setup, batch, geometry)
+    result: mae.Reconstruction = forward(images, noise=_noise(setup, batch), ratio=recipe.mask_ratio, valid=valid)
     terms = {"loss": result.loss, "loss_token": result.loss_token}
     if recipe.objective.weight_spectral:
         terms["loss_spectral"] = result.loss_spectral
@@ -278,10 +278,10 @@ def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSo
     mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     sums = torch.zeros(3, dtype=torch.float64, device=setup.launch.device)
     results = _reconstructions(setup, model, source, (indices for indices, _ in mine))
-    for (_, counts), (images, seen, result) in zip(mine, results, strict=True):
+    for (_, counts), (images, valid, result) in zip(mine, results, strict=True):
         if not counts:
             continue
-        target = encoder.patchify(images.where(seen, float("nan")), config).float()
+        target = encoder.patchify(images.where(valid, float("nan")), config).float()
         guesses = [baseline(target, result.mask, config) for baseline in (visible_mean, nearest_visible)]
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
@@ -320,10 +320,10 @@ def _reconstructions(
     with loop.evaluating(model):
         for batch in training.scored_batches(setup, source, plan):
             middle = augment.centre_crop(batch.valid_size, setup.recipe.model.image_px)
-            images, seen = _view(setup, batch, middle)
+            images, valid = _view(setup, batch, middle)
             with setup.launch.autocast():
-                result = model(images, noise=_noise(setup, batch), ratio=setup.recipe.mask_ratio, seen=seen)
-            yield images, seen, result
+                result = model(images, noise=_noise(setup, batch), ratio=setup.recipe.mask_ratio, valid=valid)
+            yield images, valid, result
 
 
 def _show(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSource, path: Path) -> None:

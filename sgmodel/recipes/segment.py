@@ -145,9 +145,9 @@ def _show(setup: Setup, model: nn.Module, source: loader.Samples, path: Path) ->
     plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
     rows = []
     with loop.evaluating(model):
-        look = dense_prediction.CountingPredictor(setup, model)
+        counter = dense_prediction.CountingPredictor(setup, model)
         for batch in training.scored_batches(setup, source, plan):
-            ((image, target, predicted),) = dense_prediction.predict(setup, look, batch)
+            ((image, target, predicted),) = dense_prediction.predict(setup, counter, batch)
             rows.append(pictures.draw_segmentation(image[bands].nan_to_num(), target, predicted, colours))
     if distributed.is_main_process():
         pictures.write_pictures(path, rows)

@@ -18,7 +18,7 @@ from sgdata.types import Array
 from sgmodel import distributed
 from sgmodel.data import class_labels, loader, windows
 from sgmodel.inference import predictor, tiling
-from sgmodel.train import loop, metrics, nearness, run_folder, training
+from sgmodel.train import loop, metrics, run_folder, training, training_distance
 
 if TYPE_CHECKING:
     from sgmodel.train.finetune import MapSettings
@@ -113,19 +113,19 @@ def evaluate(
     classes = setup.classes if parts is None else setup.classes + 1
     counts = torch.zeros(len(source), classes, classes, dtype=torch.int64)
     with loop.evaluating(model):
-        look = CountingPredictor(setup, model)
+        counter = CountingPredictor(setup, model)
         sizes = source.valid_size(np.arange(len(source)))
         # Samples of many tiles one by one, or scoring would take more memory than training.
-        plan = list(loader.in_order(len(source), look.batch if (sizes == look.kind.ground_px).all() else 1))
+        plan = list(loader.in_order(len(source), counter.batch if (sizes == counter.kind.ground_px).all() else 1))
         mine = distributed.assign_to_rank(range(len(plan)))
         batches = training.scored_batches(setup, source, (plan[number] for number, _ in mine))
         for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
-            predictions = predict(setup, look, batch)
+            predictions = predict(setup, counter, batch)
             if distributed.is_sharded(model):
                 world = distributed.world_size()
                 together = (plan[n % len(plan)].samples for n in range(turn * world, (turn + 1) * world))
-                look.fill_up(max(look.needed(sizes[samples]) for samples in together))
-            look.made = 0
+                counter.fill_up(max(counter.needed(sizes[samples]) for samples in together))
+            counter.made = 0
             if counting:
                 for sample, (_, target, predicted) in zip(plan[number].samples, predictions, strict=True):
                     truth = target if parts is None else parts(target)
@@ -151,19 +151,19 @@ class CountingPredictor:
             zoom=1.0,
         )
         self.batch, self.overlap, self.made = setup.scored_at_once, setup.recipe.overlap, 0
-        _ = self.kind.answer  # computed now, since it takes a forward pass
+        _ = self.kind.output_shape  # computed now, since it takes a forward pass
 
     def __call__(self, tiles: Array) -> Array:
-        """Predict tiles, as `Predictor.look`."""
+        """Predict tiles, as `Predictor.predict`."""
         self.made += 1
-        return self.kind.look(tiles)
+        return self.kind.predict(tiles)
 
     def needed(self, sizes: Array) -> int:
         """Return the most passes that samples of these sizes (N, 2) take together."""
         if (sizes == self.kind.ground_px).all():
             return 1
-        answer, px = self.kind.answer, self.kind.ground_px
-        plans = [tiling.plan((h, w), px=px, answer=answer, overlap=self.overlap) for h, w in sizes.tolist()]
+        output_shape, px = self.kind.output_shape, self.kind.ground_px
+        plans = [tiling.plan((h, w), px=px, output_shape=output_shape, overlap=self.overlap) for h, w in sizes.tolist()]
         return sum(len(plan.rows) * -(-len(plan.cols) // self.batch) for plan in plans)
 
     def fill_up(self, passes: int) -> None:
@@ -175,20 +175,22 @@ class CountingPredictor:
 
 
 def predict(
-    setup: training.TrainingSetup[Any], look: CountingPredictor, batch: loader.Batch
+    setup: training.TrainingSetup[Any], counter: CountingPredictor, batch: loader.Batch
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return pixels in stored units (dates x C, H, W), target and predicted class (H, W) of each sample."""
-    names = [name for name in batch.arrays if name.startswith("image_")] if look.kind.dates == 2 else ["image"]
+    names = [name for name in batch.arrays if name.startswith("image_")] if counter.kind.dates == 2 else ["image"]
     stored = torch.cat([training.stored_pixels(setup, batch, name) for name in names], dim=1).cpu()
     # At every date, as prediction writes it: a change of what was not seen at one date is unknown.
-    seen = torch.stack([date.isfinite().any(dim=1) for date in stored.chunk(look.kind.dates, dim=1)]).all(dim=0)
-    whole = training.labels(setup, batch).where(seen, setup.ignore)
+    valid = torch.stack([date.isfinite().any(dim=1) for date in stored.chunk(counter.kind.dates, dim=1)]).all(dim=0)
+    whole = training.labels(setup, batch).where(valid, setup.ignore)
     sizes = batch.valid_size.tolist()
     pixels = [image[:, :h, :w].numpy() for image, (h, w) in zip(stored, sizes, strict=True)]
-    masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(seen, sizes, strict=True)]
-    answers = predictor.predict_samples(look.kind, look, pixels, masks, overlap=look.overlap, batch=look.batch)
+    masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(valid, sizes, strict=True)]
+    outputs = predictor.predict_samples(
+        counter.kind, counter, pixels, masks, overlap=counter.overlap, batch=counter.batch
+    )
     targets = [target[:h, :w].long() for target, (h, w) in zip(whole, sizes, strict=True)]
-    classes = [torch.from_numpy(answer).argmax(dim=0) for answer in answers]
+    classes = [torch.from_numpy(output).argmax(dim=0) for output in outputs]
     return list(zip(map(torch.from_numpy, pixels), targets, classes, strict=True))
 
 
@@ -309,7 +311,7 @@ def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], nam
     def of_rows(rows: NDArray[np.int64]) -> metrics.Figure:
         return lambda weights: figure(metrics.weighted(counts[rows], weights))[name]
 
-    return {nearness.SAMPLES: nearness.ScoredSamples(columns=columns, figure=of_rows)}
+    return {training_distance.SAMPLES: training_distance.ScoredSamples(columns=columns, figure=of_rows)}
 
 
 def write_scenes(out: Path, keys: Sequence[str], counts: Tensor) -> None:

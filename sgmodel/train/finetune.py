@@ -19,7 +19,16 @@ from sgmodel import distributed
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import factory, flops, heads
-from sgmodel.train import best_checkpoint, conclusion, frozen_features, loop, nearness, run_folder, signals, training
+from sgmodel.train import (
+    best_checkpoint,
+    frozen_features,
+    loop,
+    run_folder,
+    run_results,
+    signals,
+    training,
+    training_distance,
+)
 from sgmodel.train.program import Mode
 
 if TYPE_CHECKING:
@@ -278,7 +287,7 @@ class ScoringSpec:
         by: Name of the figure that selects `checkpoint-best`; greater is better.
         scored: Samples that are scored.
         figures: Computes the figures of samples; its second argument says whether to include those that take long and
-            what is known of each sample (`nearness.SAMPLES`).
+            what is known of each sample (`training_distance.SAMPLES`).
         source: Training samples, whose distance to the scored ones is measured; None to measure none.
     """
 
@@ -292,7 +301,9 @@ class ScoringSpec:
         """Score the test samples, store them with their distance to training samples, and return all figures."""
         test = self.scored.test
         figures = self.figures(test, True)
-        return figures if self.source is None else nearness.conclude(out, figures, self.source, test, by=self.by)
+        return (
+            figures if self.source is None else training_distance.conclude(out, figures, self.source, test, by=self.by)
+        )
 
 
 def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
@@ -334,7 +345,7 @@ def score(
         figures = scoring.conclude(paths.out)
         results = {"steps": 0, **describe_evaluation(setup.recipe, source, scoring.scored.test), **figures}
         card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
-        conclusion.conclude(paths.out, scoring.title, card, results)
+        run_results.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
@@ -373,7 +384,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
         results |= {"val_split": scored.val.split, "best_epoch": chosen}
-    conclusion.conclude(paths.out, scoring.title, task.card, results, task.meter)
+    run_results.conclude(paths.out, scoring.title, task.card, results, task.meter)
     return ExitCode.DONE
 
 

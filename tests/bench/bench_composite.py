@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import composite_reference
 from stac_wrap import Wrapped, wrap
 
-from sgdata import catalog, files, pool
+from sgdata import files, package_data, pool
 from sgdata.builds import fetch, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
@@ -58,7 +58,7 @@ def archive(folder: Path) -> Path:
 
 
 def recipe(method: rules.Method) -> build_recipe.BuildRecipe:
-    published = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(build_recipe.BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(
         published,
         bands=BANDS,

@@ -16,7 +16,7 @@ from typing import get_args
 import numpy as np
 import rasterio
 
-from sgdata import catalog, files
+from sgdata import files, package_data
 from sgdata.builds import build_recipe, fetch, pipeline
 from sgdata.composite import rules
 from sgdata.scenes import lock
@@ -30,7 +30,7 @@ MASKS = {"cloud and shadow": score.CLOUD | score.SHADOW, "and thin cloud, haze, 
 
 
 def recipe(archive: Path) -> build_recipe.BuildRecipe:
-    published = files.read(build_recipe.BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+    published = files.read(build_recipe.BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
     return replace(published, dates="2019-04-01/2020-03-31", area=Area(aoi=str(archive / "aoi.geojson")))
 
 

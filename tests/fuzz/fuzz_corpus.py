@@ -23,7 +23,7 @@ import synthetic_build
 import synthetic_shards
 from PIL import Image
 
-from sgdata import catalog, files, side_files
+from sgdata import files, package_data, side_files
 from sgdata.labels import osm_elements
 from sgdata.rasters import cog, geotiff
 from sgdata.scenes import aoi, coverage, search
@@ -330,7 +330,7 @@ def geotiff_shape(path: Path) -> tuple[int, int]:
 def _documents(out: Path, archive: Path) -> None:
     _put(out, "class-table", 0, {"classes.tsv": CLASSES.encode()})
     _put(out, "product", 0, {"MTD_MSIL2A.xml": PRODUCT.encode()})
-    recipes, facts = catalog.folder("recipes"), catalog.folder("catalogs")
+    recipes, facts = package_data.folder("recipes"), package_data.folder("catalogs")
     chosen = (
         "build/segmunich.toml",
         "shard/bigearthnet.toml",

@@ -30,7 +30,7 @@ from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
 from PIL import Image
 
-from sgdata import catalog, files, step_log, verification
+from sgdata import files, package_data, step_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.composite import window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
@@ -206,13 +206,13 @@ def _class_table(folder: Path, path: Path) -> None:
 
 
 def _fact_table(folder: Path, path: Path) -> None:
-    original = catalog.folder
-    catalog.folder = lambda name: folder / name
+    original = package_data.folder
+    package_data.folder = lambda name: folder / name
     try:
         for name in ("segmunich-osm", "corine"):
             class_tables.read(name, tiers=("core",), groups=("main",))
     finally:
-        catalog.folder = original
+        package_data.folder = original
 
 
 def _recipe(folder: Path, path: Path) -> None:

@@ -167,11 +167,11 @@ def time_prediction(bench: Bench) -> Measured:
 
     device = job.task.launch.device
     batch = scale.batch("predict", "base", 128)
-    plan = tiling.plan(scale.scene, px=px, answer=predictor.answer, overlap=0.5)
+    plan = tiling.plan(scale.scene, px=px, output_shape=predictor.output_shape, overlap=0.5)
     _reset_peak(device)
-    predictor.look(np.stack([scene[:, :px, :px]] * min(batch, len(plan.cols))))
+    predictor.predict(np.stack([scene[:, :px, :px]] * min(batch, len(plan.cols))))
     began = time.perf_counter()
-    for _ in tiling.blend(plan, read, predictor.look, batch=batch):
+    for _ in tiling.blend(plan, read, predictor.predict, batch=batch):
         pass
     seconds = time.perf_counter() - began
     rate = len(plan.rows) * len(plan.cols) / seconds
