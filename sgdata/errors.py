@@ -4,7 +4,8 @@
     ├── SettingError       a recipe, option or argument is wrong
     ├── SourceError        a file, archive, sample or server response is not as expected
     ├── ServiceError       a server is unreachable, refuses, or answers in part
-    └── OutputError        an output cannot be written, is in use, or does not verify
+    ├── OutputError        an output cannot be written, is in use, or does not verify
+    └── pool.WorkerLostError   a process or a worker of a cluster was killed
 
 Exceptions of the system and of libraries, where no caller names their cause, become such a line too
 (`describe_library_error`). Any other exception is a bug in this project: Python prints its traceback and exits with

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sgdata import files
-from sgdata.errors import ServiceError, SettingError
+from sgdata.errors import ServiceError, SettingError, SgdataError
 
 CONNECT_S, ALONE_S = 10, 60
 """Seconds within which a scheduler must answer, and for which it may be without workers, as while they start."""
@@ -32,7 +32,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class WorkerLostError(ServiceError):
+class WorkerLostError(SgdataError):
     """A worker was killed, so that its task and those behind it have no result."""
 
 
@@ -56,7 +56,8 @@ def run(
         folder: Folder that the workers of a cluster must see, since tasks write there.
 
     Raises:
-        ServiceError: A worker was killed; the scheduler does not answer, is lost or has no workers; workers do not see
+        WorkerLostError: A worker was killed.
+        ServiceError: The scheduler does not answer, is lost or has no workers; workers do not see
             the folder. Exceptions of tasks are raised unchanged.
         SettingError: `cluster` is given, but dask is not installed.
     """
@@ -171,7 +172,7 @@ def _on_cluster(task: Callable[[T], R], items: Iterable[T], address: str, folder
                 f"--cluster {address}: workers died of one task, for their memory perhaps: {error!s:.160}; start fewer"
             ) from None
         except BaseException as error:  # asyncio's cancellation is no Exception
-            if client.status == "running" or isinstance(error, ServiceError | GeneratorExit | KeyboardInterrupt):
+            if client.status == "running" or isinstance(error, SgdataError | GeneratorExit | KeyboardInterrupt):
                 raise
             raise ServiceError(f"--cluster {address}: the scheduler is lost; the same command continues") from None
 

@@ -18,10 +18,12 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # changelog says how many lines. Before the packages were ordered by stage they were 8,713, 5,377 and 1,944, with
 # targets of 8,300, 5,000 and 1,950. Plain loops and option help came on top, and the features since: checks of foreign
 # data (some 1,500 lines), catalogues, areas and labels of every kind (1,600), checksums and resuming (600), scoring
-# (360), data of one's own and splits by ground (1,400), speed, memory and FLOPs (1,400).
-BUDGETS = {"sgdata": 17_500, "sgmodel": 9_900, "simulation and demo": 2_500}
+# (360), data of one's own and splits by ground (1,400), speed, memory and FLOPs (1,400), several places (900), names,
+# differences of outputs and headers for GIS (700), functions of the commands, long jobs and notebooks (900), ledgers
+# on real images (300), the ground of context (290).
+BUDGETS = {"sgdata": 17_300, "sgmodel": 8_950, "simulation and demo": 2_250}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 26
+EDIT_REACH = 24
 
 
 def code_lines(path: Path) -> int:

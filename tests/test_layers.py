@@ -220,8 +220,9 @@ def test_imports_stay_shallow() -> None:
     # 1 above the 9 of before: file names, addresses, access and limits, which every module that meets foreign data
     # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping, and 0.3 for reducing
     # tokens and counting FLOPs, which every program needs; 0.3 for frozen features, detectors of pixels and the
-    # distance of scored samples, and 0.5 for the names of output files in a module of their own.
-    assert mean <= 13.5, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # distance of scored samples, 0.5 for the names of output files in a module of their own, and 0.3 for several
+    # places, names of data and progress of long jobs.
+    assert mean <= 12.1, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -8,7 +8,6 @@ import os
 import pytest
 
 from sgdata import pool, progress
-from sgdata.errors import ServiceError
 
 
 def square(number: int) -> int:
@@ -29,7 +28,7 @@ def test_a_failing_task_ends_the_run(workers: int) -> None:
 
 
 def test_a_killed_worker_is_one_line() -> None:
-    with pytest.raises(ServiceError, match="one of 2 workers was killed"):
+    with pytest.raises(pool.WorkerLostError, match="one of 2 workers was killed"):
         list(pool.run(os._exit, [1], workers=2))
 
 

@@ -212,7 +212,7 @@ def _surviving(run: Any, jobs: Sequence[PlaceJob]) -> Iterator[PlaceOutcome]:
     for job in jobs[done:]:
         try:
             yield from run([job])
-        except ServiceError as error:
+        except (ServiceError, pool.WorkerLostError) as error:
             yield _failed(job, ExitCode.REFUSED, str(error))
 
 
