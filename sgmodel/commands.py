@@ -235,7 +235,7 @@ def predict(
     chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe, "predict"), [*(changes or ()), *given])
     several = predict_places.find(source)
     if after is not None and several:
-        raise SettingError(f"--after {after}: {len(several)} inputs are given; it goes with one")
+        raise SettingError(f"--after {after}: {len(several)} inputs are given, expected one; give one --input")
     inputs = (source[0],) if after is None else (source[0], after)
     paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
     if several:
