@@ -358,7 +358,7 @@ def test_a_plan_says_which_baselines_it_chose_and_warns_of_a_mix(
     assert [item.scene.baseline for item in planned.items] == ["05.00", "02.12"]
     line = "baselines: 02.12 (1 scenes), 05.00 (1 scenes); 1 twins left out, the newest first; source.baselines pins"
     assert line in caplog.text
-    printing.show_plan(planned, paths, address=str(archive), name=recipe.name, as_json=False)
+    printing.show_plan(planned, paths, address=str(archive), name=recipe.name)
     assert line in capsys.readouterr().out
     caplog.clear()
     pinned = replace(recipe, source=replace(recipe.source, baselines=("02.12",)))

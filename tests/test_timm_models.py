@@ -52,7 +52,7 @@ def test_weights_by_path_and_by_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     for name in ("nowhere", "some/model", "some/model@v1"):
-        with pytest.raises(SourceError, match=f"{name}: no such file or folder; .* named hf:OWNER/NAME"):
+        with pytest.raises(SourceError, match=f"{name}: no such file or folder; give .* hf:OWNER/NAME"):
             hub.resolve(name)
     for name in ("hf:model", "hf:../model", "hf:a/b/c", "hf:some/model@../v1"):
         with pytest.raises(SourceError, match=f"{name}: not a name on the hub"):

@@ -50,10 +50,10 @@ def list_patches(path: Path, members: tuple[SourceMember, ...], pixel_bytes: flo
 def place_of(build: Path) -> str:
     """Return the place that a build carries, "" if it has none. Raises SettingError."""
     recipe = build / output_names.RECIPE
-    window = files.read_plain(recipe).get("place", "") if recipe.is_file() else ""
-    if not isinstance(window, str):
-        raise SettingError(f"{recipe}: place is {window!r:.60}, expected a name; build it again")
-    return window
+    place = files.read_plain(recipe).get("place", "") if recipe.is_file() else ""
+    if not isinstance(place, str):
+        raise SettingError(f"{recipe}: place is {place!r:.60}, expected a name; build it again")
+    return place
 
 
 def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextManager[Any]:
@@ -72,10 +72,10 @@ def read_window(raster: Any, window: Sequence[int]) -> Array:
     from rasterio.windows import Window
 
     row, col, height, width = window
-    window = Window(col, row, width, height)
+    part = Window(col, row, width, height)
     try:
-        pixels = raster.read(geotiff.data_bands(raster), window=window)
-        valid = geotiff.read_valid_mask(raster, pixels, window)
+        pixels = raster.read(geotiff.data_bands(raster), window=part)
+        valid = geotiff.read_valid_mask(raster, pixels, part)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
     return np.ma.MaskedArray(pixels, ~valid)
