@@ -85,7 +85,7 @@ def member(folder: Path, name: str) -> Path:
     path = folder / name
     # A pipe or device would block or never end.
     if not path.is_file():
-        raise SourceError(f"{path}: no regular file, expected one, since the index names it; copy or write the folder again")
+        raise SourceError(f"{path}: no regular file, expected the one of the index; copy the folder again")
     return path
 
 

@@ -95,7 +95,7 @@ def test_a_member_is_a_file_of_its_folder(tmp_path: Path) -> None:
     assert safe_names.member(folder, made).read_text() == "x"
     os.mkfifo(folder / "pipe.tar")
     for name in ("../secret.tar", str(tmp_path / "secret.tar"), "..", ".", "", "pipe.tar", "absent.tar", "a/b.tar"):
-        with pytest.raises(SourceError, match="expected|the index names it"):
+        with pytest.raises(SourceError, match="expected"):
             safe_names.member(folder, name)
 
 
