@@ -181,7 +181,7 @@ def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path
     def read(folder: Path, path: Path) -> None:
         recipe = select.recipe_for(dataset, overrides)
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
-        source, found, contract = select.list_samples(recipe, source, module.find)
+        source, found, contract = select.list_samples(recipe, source, module.list_samples)
         with module.open_source(source, contract) as read_sample:
             samples = [write_shards.storable(read_sample(ref), contract) for ref in found.refs[:2]]
         files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])
