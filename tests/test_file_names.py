@@ -217,7 +217,7 @@ def is_folder(node: ast.expr) -> bool:
         return is_folder(node.left)
     if isinstance(node, ast.Call):
         text = ast.unparse(node.func)
-        return text in {"Path", "_root", "catalog.folder", "folder"} or text.endswith((".resolve", ".absolute"))
+        return text in {"Path", "_root", "package_data.folder", "folder"} or text.endswith((".resolve", ".absolute"))
     name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
     return name in FOLDERS
 

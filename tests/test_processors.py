@@ -21,13 +21,13 @@ PROGRAM = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sgdata import package_data, files
+from sgdata import files, package_data
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.scenes.aoi import Area
 
 archive, out, *methods = sys.argv[1:]
-recipe = files.read(BuildRecipe, catalog.folder("recipes") / "build" / "segmunich.toml")
+recipe = files.read(BuildRecipe, package_data.folder("recipes") / "build" / "segmunich.toml")
 recipe = replace(
     recipe,
     dates="2017-04-01/2020-04-01",

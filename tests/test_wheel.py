@@ -18,10 +18,10 @@ import sgdata
 from sgdata import package_data
 from sgdata.datasets import cards
 print(sgdata.__file__)
-print(catalog.folder("catalogs"))
+print(package_data.folder("catalogs"))
 print(*cards.names())
-print(*sorted(p.name for p in (catalog.folder("recipes") / "train").glob("*.toml")))
-print(catalog.table("segmunich_labels")[0]["file_value"])
+print(*sorted(p.name for p in (package_data.folder("recipes") / "train").glob("*.toml")))
+print(package_data.table("segmunich_labels")[0]["file_value"])
 """
 
 
