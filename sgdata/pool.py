@@ -67,11 +67,13 @@ def run(
     if max(workers, threads) <= 1:
         yield from map(task, items)
         return
-    with _executor(task, workers, threads) as executor:
+    with _executor(task, workers, threads) as executor, ThreadPoolExecutor(1) as starter:
 
         def submit(item: T) -> Future[R]:
             if workers > 1:
-                return executor.submit(task, item)
+                # By a thread, which no signal interrupts: a worker that is half started when this process ends would
+                # print a traceback after the line that says so.
+                return starter.submit(executor.submit, task, item).result()
             # Threads inherit no context variables, by which log lines name the place that they are about.
             return executor.submit(contextvars.copy_context().run, task, item)
 

@@ -59,16 +59,21 @@ def statuses(folder: Path) -> list[Status]:
         raise SettingError(f"{folder}: no such folder; give the output of a command")
     if _is_output(folder):
         return [_status(folder)]
-    below = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
-    inner = [path for path in below if _is_output(path)]
+    inner = [path for path in _folders(folder) if _is_output(path)]
     if not inner:
         raise SettingError(f"{folder}: no output of sgdata or sgmodel, nor a folder of them; give one")
     return [_status(path) for path in inner]
 
 
 def _is_output(folder: Path) -> bool:
-    names = (output_names.SUMS, ".lock", heartbeat.NAME, *output_names.KINDS)
-    return any((folder / name).exists() for name in names)
+    if any((folder / name).exists() for name in (output_names.SUMS, heartbeat.NAME, *output_names.KINDS)):
+        return True
+    # The lock of a command remains, also in a folder of releases, which is no output itself.
+    return (folder / ".lock").exists() and not any(map(_is_output, _folders(folder)))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
 
 
 def _status(folder: Path) -> Status:

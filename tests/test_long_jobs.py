@@ -95,6 +95,32 @@ def test_a_signal_to_all_processes_of_a_job_is_one_line_too(how: signal.Signals,
     assert err.startswith("sgdata: stopped by ")
 
 
+def test_a_signal_while_workers_start_is_one_line_too(tmp_path: Path) -> None:
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(2)\ndef task(number):\n    return number\n")
+    # Registered before all else, so that the process still lives when multiprocessing has removed its semaphores.
+    head = "import atexit, time\natexit.register(time.sleep, 3)\n" + JOB.partition("    def items")[0]
+    body = f"""
+    import os
+    os.environ["PYTHONPATH"] += ":" + {str(tmp_path)!r}
+    sys.path.insert(0, {str(tmp_path)!r})
+    import slow_module
+    from sgdata import pool
+    def items():
+        print("working", flush=True)
+        yield from range(1000)
+    with output_lock.only_writer(out):
+        for each in pool.run(slow_module.task, items(), workers=2):
+            pass
+    return Outcome(value=out)
+"""
+    process = start(tmp_path / "out", job=head + body + "terminal.run(app, 'sgdata')\n")
+    time.sleep(0.5)  # the first worker starts once its module is imported
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED
+    assert err == "sgdata: stopped by SIGTERM; what is finished is kept: the same command continues\n"
+
+
 def test_the_lines_of_a_command_are_json(tmp_path: Path) -> None:
     process = start(tmp_path / "out", "--log-format", "json")
     process.send_signal(signal.SIGTERM)
@@ -112,6 +138,17 @@ def test_progress_as_json_has_its_figures(caplog: pytest.LogCaptureFixture) -> N
     assert {name: line[name] for name in ("level", "stage", "done", "total", "seconds_left")} == {
         "level": "info", "stage": "tiles", "done": 3, "total": 3, "seconds_left": 0,
     }  # fmt: skip
+
+
+def test_a_folder_of_finished_releases_is_not_stopped(tmp_path: Path) -> None:
+    for version in ("1.0", "1.1"):
+        files.write(tmp_path / f"r/city-{version}/croissant.json", b"{}")
+        files.write_sums(tmp_path / f"r/city-{version}")
+    with output_lock.only_writer(tmp_path / "r"):
+        assert [(one.folder.name, one.state) for one in status.statuses(tmp_path / "r")] == [("r", "running")]
+    assert (tmp_path / "r/.lock").exists()
+    shown = [(one.folder.name, one.state) for one in status.statuses(tmp_path / "r")]
+    assert shown == [("city-1.0", "finished"), ("city-1.1", "finished")]
 
 
 def test_a_killed_job_is_shown_as_stopped_at_its_progress(tmp_path: Path) -> None:
