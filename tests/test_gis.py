@@ -158,6 +158,17 @@ def test_statistics_that_gdal_stores_are_remarks(build: Path, tmp_path: Path) ->
     assert named[:4] == list(NAMES)
 
 
+def test_hidden_files_of_macos_are_no_rasters_of_a_build(build: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(build, tmp_path / "copy"))
+    grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=SHAPE)
+    hashes = build_folder.hash_outputs(out)
+    (out / "._image.tif").write_bytes(b"\0\5\x16\7")
+    assert build_folder.hash_outputs(out) == hashes
+    build_folder.write_stac(out, "toy", grid, "2019-04-01/2019-09-30", ["scene"])
+    assert "image" in (out / "stac/toy.json").read_text()
+    assert "._image" not in (out / "stac/toy.json").read_text()
+
+
 def test_a_raster_that_is_written_again_loses_old_statistics_and_styles(tmp_path: Path) -> None:
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=(20, 20))
     whole = Window(row=0, col=0, height=20, width=20)

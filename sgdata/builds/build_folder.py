@@ -211,7 +211,12 @@ def describe_lost_labels(folder: Path) -> str:
 
 def hash_outputs(folder: Path) -> dict[str, str]:
     """Return the pixel hash of each raster in a build folder, by file name."""
-    return {path.name: geotiff.hash_pixels(path) for path in sorted(folder.glob("*.tif"))}
+    return {path.name: geotiff.hash_pixels(path) for path in _rasters(folder)}
+
+
+def _rasters(folder: Path) -> list[Path]:
+    # Hidden files are of others: on some file systems macOS keeps a file `._image.tif` beside each `image.tif`.
+    return sorted(path for path in folder.glob("*.tif") if not path.name.startswith("."))
 
 
 def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: Iterable[str]) -> None:
@@ -234,7 +239,7 @@ def write_stac(folder: Path, name: str, grid: Grid, dates: str, derived_from: It
     }
     extensions = ("projection", "file", "eo")
     item = output_items.create_item(name, aoi.in_degrees(grid), (first, last), properties, extensions)
-    for path in sorted(folder.glob("*.tif")):
+    for path in _rasters(folder):
         item.add_asset(path.stem, _asset(path))
     files.write(folder / "stac" / f"{file_name(name)}.json", files.pretty_json(item.to_dict(include_self_link=False)))
 
