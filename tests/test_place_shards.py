@@ -99,6 +99,10 @@ def test_a_release_of_several_places(tmp_path: Path, builds: Path) -> None:
     for name in place_archive.NAMES:
         kept = one / "places" / name / "segmunich.lock.json"
         assert kept.read_bytes() == (builds / name / "segmunich.lock.json").read_bytes()
+    # What the card names is there, and no grid stands for all.
+    said = (one / "CARD.md").read_text()
+    assert f"grids of {len(place_archive.NAMES)} places. `segmunich.lock.json` in the folder of each place" in said
+    assert "build-recipe.toml" not in said and " m in EPSG:" not in said
     parts = [tmp_path / name for name in place_archive.NAMES]
     places = [builds / name for name in place_archive.NAMES]
     two = sgdata.release("parts", "1.0", parts, out=tmp_path / "r", build=places, **catalogue)
