@@ -361,6 +361,8 @@ def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
 
 def read_sums(folder: Path) -> dict[str, str]:
     """Read `folder/SHA256SUMS` as relative path to hash. Raises OutputError if it is missing or malformed."""
+    if not folder.is_dir():
+        raise OutputError(f"{folder}: no such folder; give a finished output, which has {output_names.SUMS}")
     if not is_finished(folder):
         raise OutputError(
             f"{folder}: no {output_names.SUMS}; expected a finished output; run the command that writes it again"

@@ -189,4 +189,6 @@ def _usage(error: Any) -> str:
         return str(error.format_message()).rstrip(".")
     first, name = error.__cause__.errors()[0], error.param.opts[0]
     expected = str(first["msg"]).removeprefix("Input should be ").partition(", unable")[0]
+    # Of a choice: "Value error, 'xml' is not one of 'text', 'json'."
+    expected = expected.removeprefix("Value error, ").removeprefix(f"{first['input']!r} is not ").rstrip(".")
     return f"{name} {first['input']!r}: expected {expected}"

@@ -72,6 +72,7 @@ def test_settings_of_a_recipe_are_printed_without_its_arguments(command: str, ke
     ("words", "line"),
     [
         ("plan --workers 0", "sgdata: --workers '0': expected greater than or equal to 1; "),
+        ("plan --log-format xml", "sgdata: --log-format 'xml': expected one of 'text', 'json'; "),
         ("plan --bbox 1 2 3 east", "sgdata: --bbox 'east': expected a valid number; "),
         ("plan --bbox 1 2", "sgdata: option '--bbox' requires 4 arguments; "),
         ("plan --stacc x", "sgdata: no such option: --stacc"),
@@ -117,6 +118,12 @@ def test_a_wrong_key_in_a_recipe_file_is_named(tmp_path: Path) -> None:
     text = (ROOT / "recipes" / "build" / "segmunich.toml").read_text()
     recipe.write_text(text.replace("osm_date", "osm_dat"))
     assert "did you mean 'osm_date'" in refused("plan", "--recipe", str(recipe), "--out", str(tmp_path / "b"))
+
+
+@pytest.mark.parametrize("dates", ["2019-04", "2019-04-01/2019-04-31", ""])
+def test_dates_that_are_not_two_days_are_named_as_such(dates: str, tmp_path: Path) -> None:
+    area = ("--bbox", "11.4", "48.1", "11.5", "48.2", "--stac", str(tmp_path))
+    assert f"dates {dates!r}: no two days" in refused("plan", *area, "--dates", dates, "--out", str(tmp_path / "b"))
 
 
 def test_a_build_recipe_that_is_not_there(tmp_path: Path) -> None:

@@ -193,6 +193,15 @@ def test_without_size_and_digest_a_partial_file_is_refused(act: str, server: Ser
     assert not (tmp_path / "it.zip").exists()
 
 
+def test_tables_of_own_files_are_not_fetched(tmp_path: Path) -> None:
+    with pytest.raises(
+        SettingError, match="images: nothing to download; give files of your own to 'sgdata shard images'"
+    ):
+        download.plan("images", "table", tmp_path)
+    with pytest.raises(SettingError, match="nothing to download; it is made with 'sgdata build'"):
+        download.plan("segmunich", "build", tmp_path)
+
+
 def test_a_partial_file_longer_than_the_file_is_fetched_again(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".it.zip.partial").write_bytes(CONTENT + b"of an older version")
     get(source(server, bytes=None, algorithm=None, digest=""), tmp_path)

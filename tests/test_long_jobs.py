@@ -205,7 +205,10 @@ def test_what_is_no_output_or_damaged_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, *STOPPING])
-def test_a_training_defers_the_signals_and_ends_with_the_code(how: signal.Signals) -> None:
+def test_a_training_defers_the_signals_and_ends_with_the_code(
+    how: signal.Signals, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sgdata")
     with signals.deferred_signals() as stopped:
         assert not stopped()
         os.kill(os.getpid(), how)
@@ -213,4 +216,6 @@ def test_a_training_defers_the_signals_and_ends_with_the_code(how: signal.Signal
     assert signals.stop_code() == ExitCode.INTERRUPTED
     with signals.deferred_signals():
         pass
-    assert signals.stop_code() == ExitCode.FINDINGS  # stopped by --stop-after
+    assert "--stop-after" not in caplog.text
+    assert signals.stop_code() == ExitCode.FINDINGS
+    assert caplog.messages[-1] == "stopped before the last step, by --stop-after; the same command continues the run"

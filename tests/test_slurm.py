@@ -48,6 +48,8 @@ def test_a_task_of_the_array_builds_its_place(tmp_path: Path) -> None:
     words = [str(TEMPLATES / "build-array.sbatch"), "places.tsv", "builds"]
     code, made, _ = run(words, tmp_path, SLURM_ARRAY_TASK_ID="2", SLURM_CPUS_PER_TASK="3", DRY_RUN="1")
     assert code == 0
+    (tmp_path / "places.tsv").write_bytes(PLACES.replace("\n", "\r\n").encode())
+    assert run(words, tmp_path, SLURM_ARRAY_TASK_ID="2", SLURM_CPUS_PER_TASK="3", DRY_RUN="1") == (0, made, "")
     assert made[:3] == ["sgdata", "build", "segmunich"]
     assert made[3:] == [
         "--place", "Bad Toelz", "--out", "builds/toelz", "--workers", "3", "--log-format", "json",

@@ -73,6 +73,8 @@ def test_a_flipped_bit_in_the_list_itself_is_reported(output: Path, bit: int) ->
 def test_a_folder_that_is_not_an_output_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no SHA256SUMS"):
         verification.verify(tmp_path)
+    with pytest.raises(OutputError, match="missing: no such folder"):
+        verification.verify(tmp_path / "missing")
 
 
 def test_a_linked_folder_is_reported_and_a_linked_file_checked_by_content(output: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from sgdata.composite import cloud_masks, rules
 from sgdata.errors import SettingError
 from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
-from sgdata.scenes import aoi, offsets
+from sgdata.scenes import aoi, offsets, search
 from sgdata.sentinel2 import MSI
 from sgdata.splits.blocks import SplitSettings
 from sgdata.types import Grid, Level
@@ -241,6 +241,7 @@ def check(recipe: BuildRecipe) -> None:
         raise SettingError(
             f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A{wrong}"
         )
+    search.parse_dates(recipe.dates)  # first, since the day of OpenStreetMap follows them
     try:
         datetime.fromisoformat(recipe.osm_date)
     except ValueError:

@@ -66,6 +66,8 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Do
     known = sorted({source.part for source in edition.sources})
     unknown = sorted(set(parts) - set(known))
     if not known:
+        if cards.card(dataset).licence.redistribution == "owner":
+            raise SettingError(f"{dataset}: nothing to download; give files of your own to 'sgdata shard {dataset}'")
         raise SettingError(f"{dataset} {release}: nothing to download; it is made with 'sgdata build'")
     if unknown:
         raise SettingError(f"{dataset} {release} has no part {', '.join(unknown)}; known: {', '.join(known)}")

@@ -21,6 +21,7 @@ _arrived: list[int] = []
 def stop_code() -> ExitCode:
     """Return the exit code of a run that was stopped early: by a signal, or by its options."""
     if not _arrived:
+        log.info("stopped before the last step, by --stop-after; the same command continues the run")
         return ExitCode.FINDINGS
     log.info("stopped by %s; the same command continues the run", signal.Signals(_arrived[-1]).name)
     _arrived.clear()
