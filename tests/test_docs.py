@@ -220,7 +220,7 @@ def perform(words: list[str], folder: Path, environment: dict[str, str], codes: 
 # The plan of the paper's ledger counts the memory of 83 models.
 LONG_CODE = ("guides/compare.md",)
 RUN = [
-    pytest.param(page, marks=pytest.mark.slow if name(page) in LONG_CODE else (), id=name(page))
+    pytest.param(page, marks=pytest.mark.long if name(page) in LONG_CODE else (), id=name(page))
     for page in PAGES
     if any(block.mark == "run" for block in blocks(page))
 ]

@@ -128,7 +128,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["folder", "tar.gz"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("tar.gz", marks=pytest.mark.long)])
 def test_ten_kills_do_not_change_bytes(kind: str, tmp_path: Path) -> None:
     """`kill -9` of parent and workers at ten moments; each run resumes the previous one."""
     source = synthetic.bigearthnet_v1(tmp_path / "source", count=5)

@@ -66,7 +66,10 @@ def words(kind: str, folders: list[Path], out: Path, *more: str, ranks: int) -> 
     return made if kind == "plain" else [*made, "--shards", str(folders[1])]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+LONG = ("mixture",)  # each kind takes two minutes
+
+
+@pytest.fixture(scope="module", params=[pytest.param(k, marks=pytest.mark.long) if k in LONG else k for k in KINDS])
 def undisturbed(
     request: pytest.FixtureRequest, folders: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:

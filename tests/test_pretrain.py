@@ -313,7 +313,7 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
         pretrain.main(other, run_paths_for(folder, tmp_path / "next", weights=weights))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore")  # of the compiler's own, which differ from release to release
 def test_a_compiled_model_has_the_same_curve(folder: Path, whole: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ needs_servers = pytest.mark.skipif(not NGINX, reason="nginx is not installed")
 
 
 @needs_servers
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_small_rehearsal(tmp_path: Path) -> None:
     pytest.importorskip("rustac", reason="rustac is not installed")
     rehearse(tmp_path, dates=12, lacking=1, damaged=0.004, sign_for=300, least=0.85)
