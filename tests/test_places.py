@@ -82,6 +82,14 @@ def test_a_second_run_builds_only_what_is_missing_or_has_other_inputs(
     assert built == ["west", "east", "east"]
     assert sums(tmp_path / "out") == before
     assert (tmp_path / "out" / place_list.SUMMARY).read_bytes() == summary
+    # A command for one of them keeps the row of the other.
+    alone = tmp_path / "alone.tsv"
+    alone.write_text(
+        "".join(line for line in table.read_text().splitlines(keepends=True) if not line.startswith("west"))
+    )
+    assert build(alone, catalogue, tmp_path / "out") == 0
+    rows = json.loads((tmp_path / "out" / place_list.SUMMARY).read_bytes())["places"]
+    assert [row["place"] for row in rows] == ["east", "west"]
     # Other places of the same data, in processes, and by locks: the same bytes.
     assert run("plan", "--places", table, "--stac", catalogue, "--out", tmp_path / "plan", "--allow-holes",
                *place_archive.SETTINGS) == 0  # fmt: skip

@@ -7,7 +7,7 @@ one place does not stop the others.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -183,8 +183,20 @@ def build(jobs: Sequence[PlaceJob], out: Path, *, workers: int = 1, cluster: str
         progress.log.info("%s: %s", outcome.place, "built" if outcome.sha256 else "not built")
     # Without warnings: a finished place that is kept repeats none, and equal results have equal summaries.
     rows = [{name: value for name, value in vars(one).items() if name != "warnings"} for one in outcomes]
+    rows += _other_rows(out, {one.folder for one in outcomes})
     files.write(out / SUMMARY, files.pretty_json({"places": rows}))
     return outcomes
+
+
+def _other_rows(out: Path, folders: Set[str]) -> list[dict[str, Any]]:
+    """Return the rows of the present summary for finished places that this command did not build, by folder."""
+    try:
+        listed = files.read_plain(out / SUMMARY).get("places", ()) if (out / SUMMARY).is_file() else ()
+    except SgdataError:  # damaged; it is written anew
+        return []
+    rows = {str(row.get("folder")): row for row in listed if isinstance(row, dict)}
+    finished = {path.parent.name for path in out.glob(f"*/{output_names.SUMS}")}
+    return [row for name, row in sorted(rows.items()) if name in finished - folders]
 
 
 def exit_code(outcomes: Sequence[PlaceOutcome] | Sequence[PlacePlan]) -> ExitCode:
