@@ -5,7 +5,8 @@
     ├── SourceError        a file, archive, sample or server response is not as expected
     ├── ServiceError       a server is unreachable, refuses, or answers in part
     ├── OutputError        an output cannot be written, is in use, or does not verify
-    └── pool.WorkerLostError   a process or a worker of a cluster was killed
+    ├── pool.WorkerLostError   a process or a worker of a cluster was killed
+    └── sgmodel.train.loop.NotFiniteError   the loss or a gradient of a step of training is not finite
 
 Exceptions of the system and of libraries, where no caller names their cause, become such a line too
 (`describe_library_error`). Any other exception is a bug in this project: Python prints its traceback and exits with

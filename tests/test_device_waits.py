@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.optim import adam
 
 from sgdata import files
-from sgdata.errors import SourceError
 from sgdata.shards import write_shards
 from sgmodel import devices
 from sgmodel.data import loader, windows
@@ -101,7 +100,7 @@ def test_a_step_that_fails_leaves_the_run_at_the_step_before(log_every: int, tmp
     bad.arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
     write_shards.write(made, tmp_path / "bad", contract=contract(32))
     runs = {name: run_paths_for(tmp_path / "bad", tmp_path / name) for name in ("failed", "stopped")}
-    with pytest.raises(SourceError, match=f"step 1: loss nan.*not finite for 1 of 4 samples: {bad.key}"):
+    with pytest.raises(loop.NotFiniteError, match=f"step 1: loss nan.*not finite for 1 of 4 samples: {bad.key}"):
         pretrain.main(recipe(*settings, *poison), runs["failed"])
     stopped = replace(runs["stopped"], stop_after=1)
     assert pretrain.main(recipe(*settings, *poison), stopped) == training.STOPPED

@@ -26,7 +26,7 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
-from sgmodel.train import run_paths, training
+from sgmodel.train import loop, run_paths, training
 
 TINY = (
     "model.image_px=32",
@@ -220,14 +220,14 @@ def test_a_poisoned_sample_is_named(tmp_path: Path) -> None:
     made = [sample(n, "train", 32, 32) for n in range(4)]
     made[2].arrays["image"][3] = 1000  # a constant band, which min-max without eps divides by zero
     write_shards.write(made, tmp_path / "shards", contract=contract(32))
-    with pytest.raises(SourceError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
+    with pytest.raises(loop.NotFiniteError, match="step 0: loss nan.*not finite for 1 of 4 samples: toy-00002"):
         pretrain.main(
             recipe("normalise.scheme=minmax", "normalise.eps=0"), run_paths_for(tmp_path / "shards", tmp_path / "run")
         )
 
 
 def test_a_diverged_run_is_reported(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="each sample alone is finite|not finite for"):
+    with pytest.raises(loop.NotFiniteError, match="each sample alone is finite|not finite for"):
         pretrain.main(
             recipe("training.optimizer.lr=1e30", "training.optimizer.warmup_epochs=0"), run_paths_for(folder, tmp_path)
         )

@@ -379,7 +379,18 @@ def test_the_command_exits_with_3_where_rows_are_in_quarantine(tmp_path: Path) -
 
 def test_the_owner_states_the_licence_of_a_release(tmp_path: Path) -> None:
     pack.pack("pairs", source=write(tmp_path, pairs(tmp_path), **DOCUMENT), out=tmp_path / "out")
-    words = ["release", "mine", "1.0", "--source", str(tmp_path / "out"), "--out", str(tmp_path / "release"), "-q"]
+    words = [
+        "release",
+        "mine",
+        "1.0",
+        "--source",
+        str(tmp_path / "out"),
+        "--out",
+        str(tmp_path / "release"),
+        "-q",
+        "--register",
+        str(tmp_path),
+    ]
     refused = CliRunner().invoke(app, words)
     assert "pairs: data of your own, without a licence; state one" in str(refused.exception)
     CliRunner().invoke(app, [*words, "--licence", "CC-BY-4.0"])

@@ -42,7 +42,7 @@ def open_scenes(
 ) -> xarray.Dataset:
     """Open the scenes of a plan or a build as they enter its composite, read by dask when they are computed.
 
-    The mask layers are read at once, since clouds are told from bright roofs by all dates; bands are not.
+    The mask layers are read at once, since bright roofs are distinguished from clouds by all dates; bands are not.
 
     Args:
         path: Lock, or the folder of a plan or a build.

@@ -141,7 +141,7 @@ class BrightTargetFilter:
         calm, cloudy, expected, clear = (
             each.ravel()[places] for each in (self.calm, self.cloudy, self.expected, self.clear)
         )
-        # Of ground that is never clear, all calm days count: what is no cloud then is shadow or snow.
+        # Of ground that is never clear, all calm days count: pixels that are not cloud then are shadow or snow.
         counts, of_pixel = np.unique(np.stack([calm, np.where(clear, cloudy, calm)]), axis=1, return_inverse=True)
         limits = np.array([expected_by_chance(int(n), int(k)) for n, k in counts.T], np.float32)
         proven = expected < limits[of_pixel]

@@ -79,7 +79,7 @@ def compare(
         blocks: Block of ground of each sample by its key, which is drawn as a whole; None for samples on their own.
 
     Returns:
-        The difference; None if the runs have no confusion matrices of the same samples, or `metric` is none of them.
+        The difference; None if the runs have no confusion matrices of the same samples, or `metric` is not one of them.
     """
     figure = FIGURES.get(metric)
     matrices = [[_matrices(folder, metric) for folder in folders] for folders in (ours, theirs)]

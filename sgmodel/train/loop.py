@@ -32,7 +32,7 @@ WEIGHT gives the total weight of the batch, and the terms of the global batch ar
 WEIGHT = "weight"
 
 
-class NotFiniteError(SourceError):
+class NotFiniteError(SgdataError):
     """The loss or a gradient of a step is not finite; the weights are those of the step before.
 
     Attributes:

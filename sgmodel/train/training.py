@@ -417,7 +417,7 @@ def _run(
                     _save(task, paths.out, done)
                     saved = time.monotonic()
             settle()
-        except (SourceError, ServiceError) as error:
+        except (SourceError, ServiceError, loop.NotFiniteError) as error:
             if isinstance(error, loop.NotFiniteError):  # of the last step, or of the one before
                 done = min(done, error.step)
             else:
