@@ -199,7 +199,7 @@ class Samples:
             message = f"{folder}: no split '{split}'; it has {', '.join(known)}"
             raise SettingError(
                 f"{message}; set training.split and val_split to some of them, or pack the data with 'sgdata shard "
-                "--split-list', whose lists 'sgdata split' proposes"
+                "--split-list', whose lists 'sgdata split' proposes, or several places with --hold-out val=PLACE"
             )
         rows = table.filter(np.array(table["split"].to_pylist()) == split)
         if keys is not None:
