@@ -33,6 +33,7 @@ GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(2
 @contextmanager
 def running(*words: str, before: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    environment |= {"DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false"}  # see docs/guides/machines.md
     command = [*before, sys.executable, "-m", "distributed.cli." + words[0], *words[1:]]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
