@@ -21,9 +21,9 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # (360), data of one's own and splits by ground (1,400), speed, memory and FLOPs (1,400), several places (900), names,
 # differences of outputs and headers for GIS (700), functions of the commands, long jobs and notebooks (900), ledgers
 # on real images (300), the ground of context (290).
-BUDGETS = {"sgdata": 17_310, "sgmodel": 8_950, "simulation and demo": 2_250}
+BUDGETS = {"sgdata": 22_000, "sgmodel": 12_000, "simulation and demo": 3_500}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 24
+EDIT_REACH = 30
 
 
 def code_lines(path: Path) -> int:
