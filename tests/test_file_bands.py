@@ -17,7 +17,7 @@ from rasterio.transform import from_origin
 from stac_wrap import COLLECTION, wrap
 from test_stac import scene
 
-from sgdata.composite import cloud_masks, window_staging
+from sgdata.composite import cloud_masks, scene_files, window_staging
 from sgdata.errors import SourceError
 from sgdata.scenes import parse_items
 from sgdata.scenes.types import Asset
@@ -46,7 +46,7 @@ def stage(folder: Path, asset: Asset, crs: str = "EPSG:32632", side: int = 60) -
     x, y = Transformer.from_crs(32632, crs, always_xy=True).transform(WEST, NORTH)
     x, y = round(x, -1), round(y, -1)
     bounds: Bounds = (x, y - 10.0 * side, x + 10.0 * side, y)
-    request = window_staging.WindowRequest(name="x B02", asset=asset, crs=crs, bounds=bounds, target=folder / crs[-5:])
+    request = scene_files.WindowRequest(name="x B02", asset=asset, crs=crs, bounds=bounds, target=folder / crs[-5:])
     return window_staging.stage(request).pixels
 
 

@@ -123,7 +123,7 @@ def test_a_foreign_nodata_tag_becomes_zero(tmp_path: Path) -> None:
     ],
 )
 def test_the_window_over_bounds(bounds: tuple[float, ...], expected: tuple[int, ...]) -> None:
-    window = geotiff.window_over(GRID, bounds, margin=0)  # type: ignore[arg-type]
+    window = grids.window_over(GRID, bounds, margin=0)  # type: ignore[arg-type]
     assert (window.row, window.col, window.height, window.width) == expected
 
 

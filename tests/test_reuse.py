@@ -31,7 +31,7 @@ from test_pretrain import run_paths_for
 from sgdata import files, output_names, reuse
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import omnicloudmask, window_staging
+from sgdata.composite import omnicloudmask, scene_files, window_staging
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
 from sgdata.rasters import geotiff
@@ -176,7 +176,7 @@ def test_pixels_on_a_server_that_tells_nothing_are_compared(
     with served.serving(tmp_path) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
         start = server.url if scheme == "http" else "s3:/"
-        request = window_staging.WindowRequest(
+        request = scene_files.WindowRequest(
             name="a B02", asset=Asset(href=f"{start}/{path.relative_to(tmp_path)}"), crs=GRID.crs, bounds=GRID.bounds,
             target=tmp_path / "window",
         )  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import cloud_masks, window_staging
+from sgdata.composite import cloud_masks, scene_files, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.scenes.types import Asset
@@ -24,7 +24,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
     about = {"driver": "GTiff", "count": 1, "dtype": "uint8", "height": values.shape[0], "width": values.shape[1]}
     with rasterio.open(path, "w", crs=crs, transform=from_origin(*corner, gsd, gsd), nodata=nodata, **about) as dataset:
         dataset.write(values, 1)
-    request = window_staging.WindowRequest(
+    request = scene_files.WindowRequest(
         name="x external",
         asset=Asset(href=str(path)),
         crs=AREA.crs,

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import cloud_masks, mask_scenes, scene_staging, select_dates, window_staging
+from sgdata.composite import cloud_masks, mask_scenes, scene_files, scene_staging, select_dates
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
 from sgdata.remote.access import access_of
@@ -256,7 +256,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
         asset = available[band]
         if band != cloud_masks.EXTERNAL:
             asset = replace(asset, crs=asset.crs or scene.crs)
-        windows[band] = window_staging.WindowRequest(
+        windows[band] = scene_files.WindowRequest(
             name=f"{scene.id} {band}",
             asset=asset,
             crs=grid.crs,

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files, output_lock, progress, reuse, urls
-from sgdata.composite import window_staging
+from sgdata.composite import scene_files, window_staging
 from sgdata.errors import SettingError
 from sgdata.rasters import cog
 from sgdata.remote import identity
@@ -118,7 +118,7 @@ def _image(scene: Scene, grid: Grid, scratch: Path, access: Access) -> Array:
 
     def read(band: str) -> Array:
         asset = replace(scene.assets[band], crs=scene.assets[band].crs or scene.crs)
-        request = window_staging.WindowRequest(
+        request = scene_files.WindowRequest(
             name=f"{scene.id} {band}", asset=asset, crs=grid.crs, bounds=grid.bounds,
             target=scratch / file_name(band), kernel="bilinear", tokens=signing.service(scene.provider, asset.href),
             access=access,

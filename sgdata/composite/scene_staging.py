@@ -12,9 +12,9 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import window_staging
+from sgdata.composite import scene_files, window_staging
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grids
+from sgdata.rasters import grids
 from sgdata.remote.access import Access
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
@@ -57,7 +57,7 @@ class StagedScene:
         scores = self.files.get(CLEAR_SCORE)
         if scores is None:
             return None
-        inside = scores.pixels[geotiff.window_over(scores.grid, area.bounds, margin=0).slices]
+        inside = scores.pixels[grids.window_over(scores.grid, area.bounds, margin=0).slices]
         return round(float(np.count_nonzero(inside) / max(inside.size, 1)), 6)
 
     def has_bands(self, bands: tuple[str, ...]) -> bool:
@@ -84,7 +84,7 @@ class SceneRequest:
     id: str
     overpass: str
     day: int
-    windows: dict[str, window_staging.WindowRequest]
+    windows: dict[str, scene_files.WindowRequest]
     product: str | None = None
     tokens: str = ""
     signed: tuple[str, ...] = field(default=(), repr=False)
@@ -121,7 +121,7 @@ def stage_files(request: SceneRequest) -> StagedScene | Dropped:
     return StagedScene(id=request.id, overpass=request.overpass, day=request.day, offset=0, files=staged)
 
 
-def _stage(request: window_staging.WindowRequest) -> window_staging.StagedWindow | SourceError:
+def _stage(request: scene_files.WindowRequest) -> window_staging.StagedWindow | SourceError:
     try:
         return window_staging.stage(request)
     except SourceError as error:

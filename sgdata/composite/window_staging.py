@@ -10,8 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,16 +18,14 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from sgdata import files, limits, safe_names
-from sgdata.composite import cloud_masks
+from sgdata import files, safe_names
+from sgdata.composite import gdal_files
+from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
 from sgdata.errors import SettingError, SgdataError, SourceError
-from sgdata.rasters import geotiff, grids, resample
+from sgdata.rasters import geotiff, resample
 from sgdata.remote import identity, retry
-from sgdata.remote.access import Access
 from sgdata.scenes import signing
-from sgdata.scenes.types import Asset
-from sgdata.sentinel2 import MSI
-from sgdata.types import Array, Bounds, Grid, Window
+from sgdata.types import Array, Grid, Window
 
 log = logging.getLogger("sgdata")
 
@@ -36,35 +33,6 @@ RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 _PIECE = 2**20
 SAMPLE_ROWS = 64
 """Rows of a staged window that are compared with a file whose server gives neither ETag nor date."""
-MARGIN_PX = 2
-"""The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WindowRequest:
-    """One file to stage: the pixels of `asset` over `bounds`.
-
-    Attributes:
-        name: scene and band, for messages.
-        asset: the file, and what its item says of it.
-        crs: CRS of the bounds and of the staged pixels.
-        bounds: west, south, east, north in `crs`.
-        target: path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
-        tokens: service that signs the URL of the file, as in `signing.sign`.
-        margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
-        kernel: resampling kernel for pixels of another CRS.
-        access: hosts that may be asked; None: those of an address that the user named.
-    """
-
-    name: str
-    asset: Asset
-    crs: str
-    bounds: Bounds
-    target: Path
-    tokens: str = ""
-    margin_m: float = 0
-    kernel: resample.Kernel = "nearest"
-    access: Access | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,52 +153,24 @@ def _has_same_sample(staged: StagedWindow, request: WindowRequest, href: str) ->
     height = staged.grid.shape[0]
     first = height // 2 // SAMPLE_ROWS * SAMPLE_ROWS
     last = min(first + SAMPLE_ROWS, height)
-    with _opened(request, href) as source:
+    with open_scene_file(request, href) as source:
         if (source.grid, source.dtype) != (staged.grid, staged.dtype):
             return False
-        return np.array_equal(np.concatenate([*map(np.copy, source.strips(first, last))]), staged.rows(first, last))
+        return np.array_equal(np.concatenate([*map(np.copy, source.rows(first, last))]), staged.rows(first, last))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Source:
-    """An open file: `grid` and `dtype` of the window to stage, and a function that reads rows of it in strips."""
+def open_scene_file(request: WindowRequest, href: str) -> AbstractContextManager[SceneFile]:
+    """Open the file of a window with what its layout takes, and compare its header with its item.
 
-    grid: Grid
-    dtype: str
-    strips: Callable[[int, int], Iterator[Array]]
+    Args:
+        request: the window, and what the item says of the file.
+        href: address to open, signed where its server wants that.
 
-
-@contextmanager
-def _opened(request: WindowRequest, href: str) -> Iterator[_Source]:
-    """Open the file of a window and compare its header with its item. Raises SourceError, also while it is read."""
-    with geotiff.open_raster(href, use="scene", access=request.access) as dataset:
-        band = _band(request, geotiff.data_bands(dataset))
-        header = geotiff.read_header(dataset, band)
-        check(request, header)
-        beyond = cloud_masks.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
-        # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
-        gsd = float(MSI.finest_gsd_m) if dataset.crs.is_geographic else header.grid.gsd_m
-        # Windows are counted in the file's own pixels: too fine ones would fill the disk.
-        limits.PIXELS_PER_M.check(1 / gsd, request.name)
-        limits.PIXEL_SIZE_M.check(gsd, request.name)
-        margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
-        if header.grid.crs == request.crs:
-            window = geotiff.window_over(header.grid, request.bounds, margin=margin)
-            grid = grids.crop(header.grid, window)
-
-            def strips(first: int, last: int) -> Iterator[Array]:
-                part = replace(window, row=window.row + first, height=last - first)
-                return geotiff.read_strips(dataset, part, band=band, beyond=beyond)
-        else:
-            # As in scenes of the area's own zone, edges are multiples of the pixel size.
-            endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
-            grid = grids.crop(endless, grids.find_window(endless, request.bounds, margin=margin))
-
-            def strips(first: int, last: int) -> Iterator[Array]:
-                part = grids.crop(grid, Window(row=first, col=0, height=last - first, width=grid.shape[1]))
-                return geotiff.read_warped(dataset, part, request.kernel, band=band, beyond=beyond)
-
-        yield _Source(grid=grid, dtype=header.dtype, strips=strips)
+    Returns:
+        A context that yields the open file; it raises SourceError if the file cannot be opened or differs from its
+        item, also while it is read.
+    """
+    return gdal_files.open_with_gdal(request, href)
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
@@ -240,7 +180,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     with (
         files.replacing(data) as temporary,
         temporary.open("wb") as handle,
-        _opened(request, href) as source,
+        open_scene_file(request, href) as source,
     ):
         grid = source.grid
         digest = hashlib.sha256(geotiff.digest_start(grid, 1, source.dtype))
@@ -248,7 +188,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
         # Ground that the file does not cover counts as a hole.
         holes = not (inside and north >= request.bounds[3])
-        for values in source.strips(0, grid.shape[0]):
+        for values in source.rows():
             holes = holes or not values.all()
             # Hashed while writing: reading all windows again for the lock would double the time.
             content = geotiff.little_endian(values)
@@ -295,8 +235,8 @@ def read_unstaged(request: WindowRequest, target: Grid, *, kernel: resample.Kern
     def attempt() -> WindowInMemory:
         nonlocal href
         href = signing.sign(request.asset.href, request.tokens, failed=href)
-        with _opened(replace(request, bounds=target.bounds), href) as source:
-            strips = [*map(np.copy, source.strips(0, source.grid.shape[0]))]
+        with open_scene_file(replace(request, bounds=target.bounds), href) as source:
+            strips = [*map(np.copy, source.rows())]
             values = np.concatenate(strips) if strips else np.zeros(source.grid.shape, source.dtype)
             return WindowInMemory(path=request.name, grid=source.grid, values=values)
 
@@ -307,36 +247,6 @@ def read_unstaged(request: WindowRequest, target: Grid, *, kernel: resample.Kern
     if 0 in part.grid.shape:
         return np.zeros(target.shape, part.values.dtype)
     return read_on_grid(part, target, kernel=kernel, offset=offset)
-
-
-def _band(request: WindowRequest, bands: list[int]) -> int:
-    """Return the band of the file to read. Raises SourceError for a file of several that its item does not name."""
-    band = request.asset.band
-    if band is None and len(bands) == 1:
-        return bands[0]
-    if band is None or band not in bands:
-        named = "names none of them for this asset" if band is None else f"names band {band}"
-        raise SourceError(
-            f"{request.name}: the file has {len(bands)} bands and its item {named}, expected one band or names in "
-            "eo:bands or bands; leave it out"
-        )
-    return band
-
-
-def check(request: WindowRequest, header: geotiff.Header) -> None:
-    """Compare the header of the file with its item. Raises SourceError naming both values."""
-    item, grid = request.asset, header.grid
-    pairs = (
-        ("CRS", grid.crs, item.crs),
-        ("transform", grid.transform, item.transform),
-        ("shape", grid.shape, item.shape),
-        ("data type", header.dtype, item.dtype),
-    )
-    for what, actual, declared in pairs:
-        if declared is not None and actual != declared:
-            raise SourceError(f"{request.name}: {what} of the file is {actual}, its item says {declared}; leave it out")
-    if header.dtype not in {"uint8", "uint16"}:
-        raise SourceError(f"{request.name}: pixels are {header.dtype}, expected uint8 or uint16")
 
 
 def read_on_grid(

@@ -21,7 +21,7 @@ from sgdata import files, urls
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, opening
 from sgdata.remote.access import Access, access_of
-from sgdata.types import Array, Bounds, Grid, Window
+from sgdata.types import Array, Grid, Window
 
 if TYPE_CHECKING:
     from rasterio.io import DatasetReader
@@ -198,14 +198,6 @@ def read_valid_mask(dataset: DatasetReader, values: Array, window: Any) -> Array
     for number in _alpha_bands(dataset):
         known &= dataset.read(number, window=window) != 0
     return known
-
-
-def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:
-    """Return the window of `grid` over `bounds` with `margin` more pixels on each side, cut at its edges."""
-    endless = grids.find_window(grid, bounds, margin=margin)
-    row, last_row = (min(max(r, 0), grid.shape[0]) for r in (endless.row, endless.row + endless.height))
-    col, last_col = (min(max(c, 0), grid.shape[1]) for c in (endless.col, endless.col + endless.width))
-    return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
 def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:

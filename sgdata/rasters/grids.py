@@ -55,6 +55,14 @@ def find_window(grid: Grid, bounds: Bounds, *, margin: int = 0) -> Window:
     return Window(row=row, col=col, height=last_row - row, width=last_col - col)
 
 
+def window_over(grid: Grid, bounds: Bounds, *, margin: int) -> Window:
+    """Return the window of `grid` over `bounds` with `margin` more pixels on each side, cut at its edges."""
+    endless = find_window(grid, bounds, margin=margin)
+    row, last_row = (min(max(r, 0), grid.shape[0]) for r in (endless.row, endless.row + endless.height))
+    col, last_col = (min(max(c, 0), grid.shape[1]) for c in (endless.col, endless.col + endless.width))
+    return Window(row=row, col=col, height=last_row - row, width=last_col - col)
+
+
 def find_differences(ours: Grid, theirs: Grid) -> list[str]:
     """Return what differs between two grids, in words; nothing where all pixels agree to a hundredth of their size."""
     slack = 0.01 * min(ours.gsd_m, theirs.gsd_m)

@@ -275,7 +275,7 @@ def _datasets(out: Path) -> None:
 
 
 def _builds(out: Path) -> None:
-    from sgdata.composite import window_staging
+    from sgdata.composite import scene_files, window_staging
 
     for reader in ("patch-table", "pair"):
         synthetic.segmunich_build(out / reader / "0/build")
@@ -291,7 +291,7 @@ def _builds(out: Path) -> None:
     raster = out / "staged-journal/0/band.tif"
     raster.parent.mkdir(parents=True)
     shutil.copy(out / "raster/0/band.tif", raster)
-    piece = window_staging.WindowRequest(
+    piece = scene_files.WindowRequest(
         name="B02", asset=Asset(href=str(raster)), crs=GRID.crs, bounds=GRID.bounds, target=raster.parent / "window"
     )
     window_staging.stage(piece)

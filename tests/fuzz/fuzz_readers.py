@@ -32,7 +32,7 @@ from PIL import Image
 
 from sgdata import files, package_data, step_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
-from sgdata.composite import window_staging
+from sgdata.composite import scene_files, window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
@@ -99,7 +99,7 @@ def _openstreetmap(folder: Path, path: Path) -> None:
 
 def _stage(folder: Path, path: Path) -> None:
     asset = Asset(href=str(path))
-    piece = window_staging.WindowRequest(
+    piece = scene_files.WindowRequest(
         name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window"
     )
     window_staging.read_on_grid(window_staging.stage(piece), GRID, kernel="bilinear")
@@ -247,7 +247,7 @@ def _build_folder(folder: Path, path: Path) -> None:
 def _staged(folder: Path, path: Path) -> None:
     raster = folder / "band.tif"
     asset = Asset(href=str(raster))
-    piece = window_staging.WindowRequest(
+    piece = scene_files.WindowRequest(
         name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window"
     )
     staged = window_staging.stage(piece)

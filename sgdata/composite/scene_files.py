@@ -1,0 +1,140 @@
+"""Describe one open file of a scene: the part of it that a build needs, whatever opens and reads it.
+
+Each layout has an opener of its own (`window_staging.open_scene_file` chooses it), a context manager that takes a
+request and an address and yields a `SceneFile`. Openers share the checks and the choice of the window, so that the
+pixels of a window do not depend on what reads them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sgdata import limits
+from sgdata.errors import SourceError
+from sgdata.rasters import grids, resample
+from sgdata.remote.access import Access
+from sgdata.scenes.types import Asset
+from sgdata.sentinel2 import MSI
+from sgdata.types import Array, Bounds, Grid, Window
+
+if TYPE_CHECKING:
+    from sgdata.rasters.geotiff import Header
+
+MARGIN_PX = 2
+"""The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRequest:
+    """One file to stage: the pixels of `asset` over `bounds`.
+
+    Attributes:
+        name: scene and band, for messages.
+        asset: the file, and what its item says of it.
+        crs: CRS of the bounds and of the staged pixels.
+        bounds: west, south, east, north in `crs`.
+        target: path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
+        tokens: service that signs the URL of the file, as in `signing.sign`.
+        margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
+        kernel: resampling kernel for pixels of another CRS.
+        access: hosts that may be asked; None: those of an address that the user named.
+    """
+
+    name: str
+    asset: Asset
+    crs: str
+    bounds: Bounds
+    target: Path
+    tokens: str = ""
+    margin_m: float = 0
+    kernel: resample.Kernel = "nearest"
+    access: Access | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneFile:
+    """An open file, and the window of it that a request needs.
+
+    Attributes:
+        grid: grid of the window.
+        dtype: NumPy type of the values.
+        block: a block of the file in pixels of `grid`, of which the others are multiples; it may begin before the
+            window. The whole window where pixels are warped.
+        strips: function that yields a part of `grid` from top to bottom in (h, W) strips that end where blocks end.
+            Strips may share memory: copy those that must outlive the next one.
+    """
+
+    grid: Grid
+    dtype: str
+    block: Window
+    strips: Callable[[Window], Iterator[Array]]
+
+    def rows(self, first: int = 0, last: int | None = None) -> Iterator[Array]:
+        """Yield rows `first` to `last` (default: all) as `strips` does."""
+        height, width = self.grid.shape
+        return self.strips(Window(row=first, col=0, height=(height if last is None else last) - first, width=width))
+
+
+def find_window(request: WindowRequest, header: Header, *, geographic: bool) -> tuple[Grid, Window | None]:
+    """Return the grid of the pixels to stage, and their window in the file; None where they must be warped.
+
+    Args:
+        request: area, CRS and margin.
+        header: header of the file.
+        geographic: whether the CRS of the file is in degrees.
+
+    Raises:
+        SourceError: pixels are too small or too large.
+    """
+    # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
+    gsd = float(MSI.finest_gsd_m) if geographic else header.grid.gsd_m
+    # Windows are counted in the file's own pixels: too fine ones would fill the disk.
+    limits.PIXELS_PER_M.check(1 / gsd, request.name)
+    limits.PIXEL_SIZE_M.check(gsd, request.name)
+    margin = max(MARGIN_PX, math.ceil(request.margin_m / gsd))
+    if header.grid.crs == request.crs:
+        window = grids.window_over(header.grid, request.bounds, margin=margin)
+        return grids.crop(header.grid, window), window
+    # As in scenes of the area's own zone, edges are multiples of the pixel size.
+    endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
+    return grids.crop(endless, grids.find_window(endless, request.bounds, margin=margin)), None
+
+
+def block_at(window: Window, shape: tuple[int, int]) -> Window:
+    """Return the block of a file with blocks of `shape` that holds the first pixel of `window`, as from that pixel."""
+    height, width = shape
+    return Window(row=-(window.row % height), col=-(window.col % width), height=height, width=width)
+
+
+def choose_band(request: WindowRequest, bands: list[int]) -> int:
+    """Return the band of the file to read. Raises SourceError for a file of several that its item does not name."""
+    band = request.asset.band
+    if band is None and len(bands) == 1:
+        return bands[0]
+    if band is None or band not in bands:
+        named = "names none of them for this asset" if band is None else f"names band {band}"
+        raise SourceError(
+            f"{request.name}: the file has {len(bands)} bands and its item {named}, expected one band or names in "
+            "eo:bands or bands; leave it out"
+        )
+    return band
+
+
+def check(request: WindowRequest, header: Header) -> None:
+    """Compare the header of the file with its item. Raises SourceError naming both values."""
+    item, grid = request.asset, header.grid
+    pairs = (
+        ("CRS", grid.crs, item.crs),
+        ("transform", grid.transform, item.transform),
+        ("shape", grid.shape, item.shape),
+        ("data type", header.dtype, item.dtype),
+    )
+    for what, actual, declared in pairs:
+        if declared is not None and actual != declared:
+            raise SourceError(f"{request.name}: {what} of the file is {actual}, its item says {declared}; leave it out")
+    if header.dtype not in {"uint8", "uint16"}:
+        raise SourceError(f"{request.name}: pixels are {header.dtype}, expected uint8 or uint16")
