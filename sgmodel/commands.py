@@ -32,6 +32,8 @@ SUMMARIES: dict[ProgramName, str] = {
     "segment": "Fine-tune and score a semantic segmentation model.",
     "detect_change": "Fine-tune and score a change detector on pairs of images.",
 }
+# Programs whose runs have no score of labels.
+UNSCORED: tuple[ProgramName, ...] = ("pretrain", "contrast")
 
 Shards = Annotated[
     list[str] | None,
@@ -118,6 +120,9 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             float, typer.Option(min=0, max=1440, help="Minutes for which a failed read of shards at a URL is repeated.")
         ] = 5.0,
         weights: Weights = None,
+        beside: Annotated[
+            Path | None, typer.Option(metavar="RUN", help="Finished run on another split, shown on the card.")
+        ] = None,
         resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out (the default).")] = False,
         fresh: Annotated[bool, typer.Option("--fresh", help="Remove the run in --out and start again.")] = False,
         device: Device = "auto",
@@ -144,6 +149,8 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         path = recipe_files.find(recipe, name)
         if resume and fresh:
             raise SettingError("--resume and --fresh exclude each other; give one of them")
+        if beside is not None and name in UNSCORED:
+            raise SettingError(f"--beside {beside}: {name} scores no labels; leave the option out")
         if parallel not in ("ddp", "fsdp"):
             raise SettingError(f"--parallel {parallel!r}: expected ddp or fsdp")
         log_lines.listen(quiet)
@@ -160,6 +167,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
             named=named,
             out=out or Path("out/runs") / path.stem,
             weights=None if weights is None else hub.resolve(weights),
+            beside=beside,
             device=device,
             parallel=cast(Literal["ddp", "fsdp"], parallel),
             threads=threads,

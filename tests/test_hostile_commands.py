@@ -103,6 +103,7 @@ ARGUMENTS = (
     "sgmodel classify {} --shards toy", "sgmodel segment {} --shards toy", "sgmodel detect-change {} --shards toy",
     "sgmodel segment segment-demo-tiny --shards {} --out o",
     "sgmodel segment segment-demo-tiny --weights {} --shards toy",
+    "sgmodel segment segment-demo-tiny --beside {} --shards toy",
     "sgmodel segment segment-demo-tiny --shards toy --device {} --out o",
     "sgmodel segment segment-demo-tiny --shards toy --parallel {} --out o",
     "sgmodel segment segment-demo-tiny --shards toy --verify {} --out o",

@@ -19,7 +19,7 @@ from test_segment import recipe as segmentation
 
 from sgdata import files, output_names
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import distance
+from sgdata.pages import distance, other_split, run
 from sgdata.shards import write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader
@@ -80,6 +80,36 @@ def test_each_sample_is_stored_with_its_nearest_training_sample(line: Path, tmp_
     assert (tmp_path / "again" / output_names.SCORED).read_bytes() == (
         tmp_path / "run" / output_names.SCORED
     ).read_bytes()
+
+
+def test_a_card_shows_the_score_on_another_split(line: Path, tmp_path: Path) -> None:
+    made = classification("mode=knn", "neighbours=3")
+    published, ours = tmp_path / "published", tmp_path / "ours"
+    assert (
+        classify.main(classification("mode=knn", "neighbours=3", "val_split=train"), run_paths_for(line, published))
+        == 0
+    )
+    assert classify.main(made, run_paths_for(line, ours, beside=published)) == 0
+    theirs, mine = results(published), results(ours)
+    assert mine["beside"] == {
+        "run": "published", "figure": "top1", "top1": theirs["top1"], "top1_interval": theirs["top1_interval"],
+        "split": "train", "samples": 12, "train_samples": 12,
+    }  # fmt: skip
+    assert (theirs["samples"], mine["samples"]) == (12, 8)
+    card = (ours / "card.md").read_text()
+    assert f"| this run | 12 | 8 | {mine['top1']:.4f} |" in card
+    assert f"| published | 12 | 12 | {theirs['top1']:.4f} |" in card
+    (block,) = (each for each in run._results(ours) if each.title == other_split.TITLE)
+    assert [row[0] for row in block.rows] == ["this run", "published"]
+    # Nothing is compared with a run that is unfinished, or of another kind.
+    for folder, said in ((line, "no finished run"), (tmp_path / "none", "no finished run")):
+        with pytest.raises(SettingError, match=said):
+            classify.main(made, run_paths_for(line, tmp_path / "bad", beside=folder))
+    other = classification("mode=logistic")
+    with pytest.raises(SettingError, match="its mode is 'knn'"):
+        classify.main(other, run_paths_for(line, tmp_path / "bad", beside=published, fresh=True))
+    with pytest.raises(SourceError, match="expected the score of a run"):
+        other_split.rows({**mine, "beside": {"figure": "top1"}})
 
 
 def test_only_the_samples_trained_on_count(line: Path, tmp_path: Path) -> None:

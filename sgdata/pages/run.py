@@ -12,7 +12,7 @@ from typing import Any
 
 from sgdata import files, output_names, step_log
 from sgdata.errors import SourceError
-from sgdata.pages import charts, distance, html
+from sgdata.pages import charts, distance, html, other_split
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
 from sgdata.step_log import is_number
@@ -104,6 +104,8 @@ def _results(run: Path) -> list[html.Block]:
     parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=figures)]
     if rows := distance.rows(results):
         parts.append(html.Table(title=distance.TITLE, columns=distance.columns(results), rows=rows))
+    if rows := other_split.rows(results):
+        parts.append(html.Table(title=other_split.TITLE, columns=other_split.columns(results), rows=rows))
     for name, values in results.items():
         if isinstance(values, dict) and all(isinstance(value, int | float | None) for value in values.values()):
             # In the order of the label space: a document of ours is sorted by name.

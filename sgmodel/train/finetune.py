@@ -23,6 +23,7 @@ from sgmodel.train import (
     best_checkpoint,
     frozen_features,
     loop,
+    other_split,
     run_folder,
     run_results,
     signals,
@@ -342,14 +343,17 @@ def score(
         return ExitCode.DONE
     with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
-        figures = scoring.conclude(paths.out)
-        results = {"steps": 0, **describe_evaluation(setup.recipe, source, scoring.scored.test), **figures}
+        about = describe_evaluation(setup.recipe, source, scoring.scored.test)
+        beside = _beside(paths, about, scoring.by)
+        results = {"steps": 0, **about, **scoring.conclude(paths.out), **beside}
         card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
         run_results.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
 def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
+    about = describe_evaluation(recipe, task.source, scoring.scored.test)
+    beside = _beside(paths, about, scoring.by)  # before training, so that another folder is refused at once
     every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
     best = best_checkpoint.BestCheckpoint(
         paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
@@ -379,7 +383,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
         best.keep(task.model, task.card, _numbers(figures))
     steps = run_folder.read_progress(paths.out).steps
-    results = {"steps": steps, **describe_evaluation(recipe, task.source, scored.test), **figures}
+    results = {"steps": steps, **about, **figures, **beside}
     if every and scored.val is not None and distributed.is_main_process():
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
@@ -400,6 +404,10 @@ def describe_evaluation(
         **{f"train_{name}": count for name, count in source.size().items()},
         "mode": recipe.mode,
     }
+
+
+def _beside(paths: RunPaths, about: dict[str, Any], by: str) -> dict[str, Any]:
+    return {} if paths.beside is None else other_split.read(paths.beside, about, by)
 
 
 def _numbers(figures: dict[str, Any]) -> dict[str, float]:

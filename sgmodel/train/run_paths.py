@@ -27,6 +27,7 @@ class RunPaths:
         out: Folder of the run.
         named: All folders of shards by name.
         weights: Checkpoint folder or weight file to start from.
+        beside: Finished run on another split, whose score the card shows beside that of this run.
         device: "auto", "cpu", "cuda" or "cuda:N".
         parallel: "ddp" keeps a whole model on each process, "fsdp" shards it.
         threads: CPU threads of one operation.
@@ -42,6 +43,7 @@ class RunPaths:
     out: Path
     named: dict[str, Path] = field(default_factory=dict)
     weights: Path | None = None
+    beside: Path | None = None
     device: str = "auto"
     parallel: Literal["ddp", "fsdp"] = "ddp"
     threads: int = 2

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgdata import files, output_names, step_log
-from sgdata.pages import distance, markdown
+from sgdata.pages import distance, markdown, other_split
 from sgdata.pages.markdown import escape
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import checkpoint_folder
@@ -96,6 +96,7 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
             *figures,
             "",
             *_by_distance(results),
+            *_beside(results),
         ]
     )
 
@@ -104,3 +105,9 @@ def _by_distance(results: dict[str, Any]) -> list[str]:
     """Return the scores by distance to the training samples as Markdown, if there are any."""
     rows = distance.rows(results)
     return [f"## {distance.TITLE}\n\n{markdown.table(distance.columns(results), rows)}"] if rows else []
+
+
+def _beside(results: dict[str, Any]) -> list[str]:
+    """Return the score beside that of a run on another split as Markdown, if one was given."""
+    rows = other_split.rows(results)
+    return [f"## {other_split.TITLE}\n\n{markdown.table(other_split.columns(results), rows)}"] if rows else []
