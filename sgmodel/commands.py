@@ -149,8 +149,8 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         path = recipe_files.find(recipe, name)
         if resume and fresh:
             raise SettingError("--resume and --fresh exclude each other; give one of them")
-        if beside is not None and name in UNSCORED:
-            raise SettingError(f"--beside {beside}: {name} scores no labels; leave the option out")
+        if beside is not None:
+            _require_scored(beside, name)
         if parallel not in ("ddp", "fsdp"):
             raise SettingError(f"--parallel {parallel!r}: expected ddp or fsdp")
         log_lines.listen(quiet)
@@ -186,6 +186,15 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
 
     command.__name__, command.__doc__ = name, SUMMARIES[name]
     return command
+
+
+def _require_scored(beside: Path, name: ProgramName) -> None:
+    """Refuse a run beside which a run of a program cannot be shown. Raises SettingError."""
+    from sgmodel.train import other_split
+
+    if name in UNSCORED:
+        raise SettingError(f"--beside {beside}: {name} scores no labels; leave the option out")
+    other_split.require(beside)
 
 
 def _trained(out: Path, code: ExitCode, *, finished: bool) -> Outcome[Any]:

@@ -14,6 +14,13 @@ from sgdata.errors import SettingError
 from sgdata.pages import other_split
 
 
+def require(run: Path) -> Path:
+    """Return the `results.json` of a finished run. Raises SettingError where there is none."""
+    if not files.is_finished(run) or not (run / output_names.RESULTS).is_file():
+        raise SettingError(f"--beside {run}: no finished run is there; give the folder of one that was scored")
+    return run / output_names.RESULTS
+
+
 def read(run: Path, ours: dict[str, Any], by: str) -> dict[str, Any]:
     """Return what `results.json` of a run records of a run on another split: its name, samples and main figure.
 
@@ -25,9 +32,7 @@ def read(run: Path, ours: dict[str, Any], by: str) -> dict[str, Any]:
     Raises:
         SettingError: The run is not finished, has no such figure, or is of another dataset or mode.
     """
-    if not files.is_finished(run) or not (run / output_names.RESULTS).is_file():
-        raise SettingError(f"--beside {run}: no finished run is there; give the folder of one that was scored")
-    theirs = files.read_plain(run / output_names.RESULTS)
+    theirs = files.read_plain(require(run))
     for name in ("dataset", "mode"):
         if theirs.get(name) != ours[name]:
             raise SettingError(
