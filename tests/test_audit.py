@@ -22,7 +22,7 @@ from sgdata.cli import app
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import audit_page
 from sgdata.rasters import dihedral
-from sgdata.shards import tar_format, write_shards
+from sgdata.shards import shard_index, write_shards
 from sgdata.splits import proximity
 from sgdata.splits.proximity import Footprint
 from sgdata.types import Contract, LabelSpace, Sample
@@ -271,7 +271,7 @@ def test_labels_years_after_the_images(tmp_path: Path) -> None:
 
 def test_damaged_samples_are_listed_not_fatal(tmp_path: Path) -> None:
     write_shards.write(clean(), tmp_path, contract=contract())
-    row = tar_format.read_index(tmp_path).to_pylist()[3]
+    row = shard_index.read_index(tmp_path).to_pylist()[3]
     tar = tmp_path / row["shard"]
     content = bytearray(tar.read_bytes())
     content[row["image_offset"] + 2] ^= 255

@@ -16,7 +16,7 @@ from synthetic_shards import contract, sample, write
 
 from sgdata import files, output_names
 from sgdata.errors import SourceError
-from sgdata.shards import tar_format, write_shards
+from sgdata.shards import shard_index, tar_format, write_shards
 from sgdata.types import Codec
 from sgmodel.data import loader, tar_source
 
@@ -32,7 +32,7 @@ def flip(path: Path, at: int, bit: int = 0) -> None:
         handle.write(bytes([old ^ (1 << bit)]))
 
 
-def member_bytes(folder: Path, row: tar_format.Row, name: str) -> range:
+def member_bytes(folder: Path, row: shard_index.Row, name: str) -> range:
     """Return the positions of a whole member in its tar, by the header before it."""
     start = row[f"{name}_offset"]
     header = (folder / row["shard"]).read_bytes()[start - 512 : start]
@@ -56,7 +56,7 @@ def test_every_flipped_bit_is_found(way: Callable[..., Iterator[Path]], codec: C
     """Flip one bit at a random place of each of 200 images, trailers of the members included."""
     folder, rng = tmp_path / "shards", random.Random(5)
     write_shards.write([sample(n, "train", 8, 8) for n in range(TRIALS + 1)], folder, contract=contract(8), codec=codec)
-    rows = tar_format.read_index(folder).to_pylist()
+    rows = shard_index.read_index(folder).to_pylist()
     assert len(member_bytes(folder, rows[1], "image")) == rows[1]["image_size"] + (16 if codec == "blosc" else 0)
     for row in rows[1:]:
         flip(folder / TAR, rng.choice(member_bytes(folder, row, "image")), rng.randrange(8))
@@ -79,7 +79,7 @@ def test_every_flipped_bit_is_found(way: Callable[..., Iterator[Path]], codec: C
 
 def test_labels_and_metadata_are_checked_too(tmp_path: Path) -> None:
     folder = write(tmp_path / "shards")
-    (row, *_) = tar_format.read_index(folder).to_pylist()
+    (row, *_) = shard_index.read_index(folder).to_pylist()
     flip(folder / TAR, member_bytes(folder, row, "mask")[9])
     with pytest.raises(SourceError, match="member mask: CRC-32"):
         loader.Samples(folder, "train", ("mask",)).read(0, "mask")
@@ -94,7 +94,7 @@ def test_later_reads_are_checked_only_if_asked(tmp_path: Path) -> None:
     once, always = (loader.Samples(folder, "train", ("mask",), verify=when) for when in ("first", "always"))  # type: ignore[arg-type]
     for source in (once, always):
         source.read(2, "mask")
-    row = tar_format.read_index(folder).to_pylist()[2]
+    row = shard_index.read_index(folder).to_pylist()[2]
     flip(folder / TAR, member_bytes(folder, row, "mask")[-1])  # in the trailer: the pixels stay as they are
     once.read(2, "mask")
     for source in (always, pickle.loads(pickle.dumps(once))):

@@ -27,7 +27,7 @@ from sgdata.datasets import cards, eurosat, readers
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack as packing
 from sgdata.packing import select, tasks
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index, tar_format
 from sgdata.types import Array, Contract, Sample
 
 WAVELENGTH_ORDER = ["B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12"]
@@ -82,7 +82,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def test_a_clean_source_packs_completely_and_verifies(name: str, made: Callable[[str], Path], tmp_path: Path) -> None:
     result = pack(name, made(name), tmp_path / "a")
     assert result.complete, quarantine(tmp_path / "a")
-    assert sum(result.contract.splits.values()) == tar_format.read_index(tmp_path / "a").num_rows == SAMPLES[name]
+    assert sum(result.contract.splits.values()) == shard_index.read_index(tmp_path / "a").num_rows == SAMPLES[name]
     assert [band.name for band in result.contract.bands] == [
         band for band in WAVELENGTH_ORDER if band in {b.name for b in result.contract.bands}
     ]

@@ -31,7 +31,7 @@ from typer.main import get_command
 import sgdata
 from sgdata import files
 from sgdata.cli import app
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -275,7 +275,7 @@ def test_the_quick_start_runs_as_written(tmp_path: Path, environment: dict[str, 
 def test_the_example_of_an_own_dataset_makes_shards(tmp_path: Path, environment: dict[str, str]) -> None:
     words = [sys.executable, str(DOCS / "guides" / "own_dataset.py"), str(tmp_path / "ponds")]
     perform(words, tmp_path, environment, (0,), "own_dataset.py")
-    assert tar_format.read_index(tmp_path / "ponds").num_rows == 24
+    assert shard_index.read_index(tmp_path / "ponds").num_rows == 24
     assert files.read_plain(tmp_path / "ponds" / "contract.json")["splits"] == {"train": 16, "val": 8}
 
 

@@ -27,7 +27,7 @@ from sgdata.datasets import cards
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import pack, select
 from sgdata.rasters import small_jpeg
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 from sgmodel.checkpoints import cards as checkpoint_cards
 from sgmodel.models import specs
 from sgmodel.models.factory import ModelRecipe
@@ -175,7 +175,7 @@ def test_a_georeference_in_the_file_is_preferred(tmp_path: Path) -> None:
     (tmp_path / "it.tsv").write_text("name\tlatitude\tlongitude\nRiver_1\t10\t10\nRiver_2\t10\t10\n")
     inputs = select.Inputs(coordinates=tmp_path / "it.tsv")
     pack.pack("eurosat", source=source, out=tmp_path / "out", inputs=inputs)
-    assert {row["crs"] for row in tar_format.read_index(tmp_path / "out").to_pylist()} == {"EPSG:32635"}
+    assert {row["crs"] for row in shard_index.read_index(tmp_path / "out").to_pylist()} == {"EPSG:32635"}
 
 
 # --- a level of its own --------------------------------------------------------------------
@@ -233,7 +233,7 @@ def test_real_images_and_their_place(real: Path, tmp_path: Path) -> None:
     table = real / "eurosat_rgb" / "coordinates.tsv"
     shutil.copytree(real / "eurosat" / "EuroSAT_RGB", tmp_path / "EuroSAT_RGB")
     packed(tmp_path / "EuroSAT_RGB", tmp_path / "out", coordinates=table)
-    rows = {row["key"]: row for row in tar_format.read_index(tmp_path / "out").to_pylist()}
+    rows = {row["key"]: row for row in shard_index.read_index(tmp_path / "out").to_pylist()}
     assert set(rows) == {"AnnualCrop_1", "SeaLake_3000"}
     for key, row in rows.items():
         with rasterio.open(next((real / "eurosat" / "EuroSAT_MS").rglob(f"{key}.tif"))) as original:

@@ -170,7 +170,7 @@ SAFE = {
         ("sgdata.releases.assemble", "f'{order.title}.tar'"), ("sgdata.releases.assemble", "f'{order.title}.json'"),
         ("sgdata.shards.write_shards", "tar_format.shard_name(contract.dataset, split, 0)"),
         ("sgmodel.ledger.experiments", "f'{run.folder.name}.log'"), ("sgmodel.checkpoints.weight_files", "part"),
-        ("sgdata.shards.tar_format", "shard"), ("sgdata.releases.segmunich_released", "f'{name}.tif'"),
+        ("sgdata.shards.shard_index", "shard"), ("sgdata.releases.segmunich_released", "f'{name}.tif'"),
         ("sgdata.builds.pipeline", "name"), ("sgdata.safe_names", "name"), ("sgdata.safe_names", "path.name + ending"),
         ("sgdata.builds.places", "entry.folder"), ("sgdata.shards.join_shards", "_named(number, name)"),
     ],

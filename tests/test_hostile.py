@@ -22,7 +22,7 @@ import synthetic
 from sgdata import output_names, verification
 from sgdata.errors import SourceError
 from sgdata.packing import pack, select, tasks
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index, tar_format
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
     "eurosat": ("eurosat", lambda to: synthetic.eurosat(to, each=1), "ms", 0.55),
@@ -102,7 +102,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         result = pack.pack(dataset, source=tmp_path / "source", out=tmp_path / "out", recipe=recipe)
-        packed = set(tar_format.read_index(tmp_path / "out")["key"].to_pylist())
+        packed = set(shard_index.read_index(tmp_path / "out")["key"].to_pylist())
         assert verification.verify(result.folder) == []
         assert len(list(tar_format.samples(result.folder))) == len(packed)
     except SourceError:  # not one sample was left

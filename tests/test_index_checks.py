@@ -14,7 +14,7 @@ from synthetic_shards import write
 
 from sgdata import output_names
 from sgdata.errors import SourceError
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_what_no_index_has_is_refused_by_name(
     (tmp_path / output_names.INDEX).unlink()
     pq.write_table(change(pq.read_table(folder / output_names.INDEX)), tmp_path / output_names.INDEX)
     with pytest.raises(SourceError, match=told):
-        tar_format.read_index(tmp_path)
+        shard_index.read_index(tmp_path)
 
 
 def test_samples_without_a_member_are_read(folder: Path, tmp_path: Path) -> None:
@@ -78,4 +78,4 @@ def test_samples_without_a_member_are_read(folder: Path, tmp_path: Path) -> None
     for column in [name for name in table.column_names if name.startswith("mask_")]:
         table = setting(column, None)(table)
     pq.write_table(table, tmp_path / output_names.INDEX)
-    assert tar_format.read_index(tmp_path)["mask_offset"].null_count == 1
+    assert shard_index.read_index(tmp_path)["mask_offset"].null_count == 1

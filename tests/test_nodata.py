@@ -22,7 +22,7 @@ from sgdata.audits import collect_evidence
 from sgdata.datasets import build_patches
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import folder as pages
-from sgdata.shards import contracts, statistics, tar_format, write_shards
+from sgdata.shards import array_codec, contracts, statistics, write_shards
 from sgdata.types import LabelSpace, Sample
 from sgmodel.checkpoints import cards
 from sgmodel.data import augment, loader, normalise
@@ -198,7 +198,7 @@ def test_no_data_in_masks_of_any_type_is_the_value_to_ignore(dtype: str, masked:
     one = Sample(key="a", split="train", arrays={"image": np.full((12, 2, 2), 7, np.uint16), "mask": labels})
     stored = write_shards.storable(one, data).arrays["mask"]
     assert not isinstance(stored, np.ma.MaskedArray)
-    assert stored.dtype.name in tar_format.STORED
+    assert stored.dtype.name in array_codec.STORED
     assert stored.dtype.kind != "f"
     assert stored.tolist() == [[0, 1], [3, ignore]]
 

@@ -19,7 +19,7 @@ from sgdata import cli, files, output_names, verification
 from sgdata.datasets import types
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.packing import pack, select
-from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.types import LabelSpace
 
 
@@ -127,7 +127,7 @@ def test_a_date_that_is_no_text_costs_one_sample(tmp_path: Path) -> None:
     assert done.exit_code == ExitCode.FINDINGS, done.output
     (reason,) = reasons(tmp_path / "out").values()
     assert "which is no character" in reason
-    assert len(tar_format.read_index(tmp_path / "out")) == 2
+    assert len(shard_index.read_index(tmp_path / "out")) == 2
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sgdata.audits import checks, collect_evidence, place_checks
 from sgdata.audits.evidence import AuditEvidence, Facts, Totals
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing.place_sources import PlaceSplit
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 
 HOME = Path(__file__).resolve().parent
 
@@ -30,7 +30,7 @@ def builds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows(shards: Path) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = tar_format.read_index(shards).to_pylist()
+    found: list[dict[str, object]] = shard_index.read_index(shards).to_pylist()
     return found
 
 
@@ -57,7 +57,7 @@ def test_a_build_of_one_place_keeps_its_bytes_and_one_without_a_name_gets_that_o
         shutil.copytree(builds / "west", tmp_path / name)
         place_archive.forget_place(tmp_path / name)
     sgdata.shard("segmunich", source=tmp_path / "ulm", out=tmp_path / "one")
-    assert "place" not in tar_format.read_index(tmp_path / "one").column_names
+    assert "place" not in shard_index.read_index(tmp_path / "one").column_names
     sgdata.shard("segmunich", source=[tmp_path / "ulm", tmp_path / "bonn"], out=tmp_path / "two")
     assert {str(row["key"]).rpartition("-r")[0] for row in rows(tmp_path / "two")} == {
         "segmunich-west-ulm",

@@ -16,7 +16,7 @@ from test_reproduce import SET, paths, recipe, shards  # noqa: F401 - fixtures
 from sgdata import files, output_names, package_data
 from sgdata.datasets import cards
 from sgdata.errors import SettingError
-from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.splits import split_table
 from sgmodel.ledger import costs, experiments, published, reproduce, supplies
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
@@ -131,7 +131,7 @@ def test_samples_are_compared_with_a_published_list_by_their_hash(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write(tmp_path / "toy")
-    keys = [row["key"] for row in tar_format.read_index(folder).to_pylist() if row["split"] == "train"]
+    keys = [row["key"] for row in shard_index.read_index(folder).to_pylist() if row["split"] == "train"]
     table = split_table.read(package_data.folder("catalogs") / "splits" / "eurosat.tsv.gz")
     for listed, expected in ((keys, []), ([*keys[1:], "other"], ["other split"])):
         known = split_table.PublishedList(

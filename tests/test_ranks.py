@@ -15,7 +15,7 @@ import pytest
 from synthetic_shards import contract, sample, write, write_pairs, write_scenes
 
 from sgdata import package_data
-from sgdata.shards import tar_format, write_shards
+from sgdata.shards import shard_index, write_shards
 
 RECIPES = package_data.folder("recipes")
 SMALL = (
@@ -212,7 +212,7 @@ def test_a_sample_that_one_rank_cannot_score_ends_the_run_saved(
     folder, out = write(tmp_path / "shards", train=6, val=2), tmp_path / "run"
     (tar,) = folder.glob("*-val-*.tar")
     whole = tar.read_bytes()
-    row = next(row for row in tar_format.read_index(folder).to_pylist() if row["key"] == "toy-00007")
+    row = next(row for row in shard_index.read_index(folder).to_pylist() if row["key"] == "toy-00007")
     at = row["image_offset"] + row["image_size"] // 2
     tar.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     words = command(folder, out, f"--parallel={parallel}", ranks=2, program=program, overrides=settings)

@@ -25,7 +25,7 @@ from sgdata.packing import pack, select
 from sgdata.rasters import cog, geotiff
 from sgdata.releases import difference, series
 from sgdata.scenes import lock
-from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards import contracts, shard_index, write_shards
 from sgdata.types import Sample, Window
 
 
@@ -136,7 +136,7 @@ def test_what_changed_between_two_builds_is_counted(home: Path) -> None:
 def test_what_changed_between_two_sets_of_shards_is_counted(home: Path) -> None:
     found = difference.compare(home / "shards", home / "shards2")
     changes = {change.what: (change.count, change.of) for change in found.changes}
-    total = len(tar_format.read_index(home / "shards"))
+    total = len(shard_index.read_index(home / "shards"))
     assert changes["samples with other pixels"] == (1, total)
     assert changes["samples with other labels"] == (1, total)
     assert set(changes) == {"samples with other pixels", "samples with other labels"}

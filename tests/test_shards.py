@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from sgdata import files, output_names, sentinel2, verification
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards import array_codec, contracts, shard_index, tar_format, write_shards
 from sgdata.types import CONTRACT_FORMAT, Array, Codec, Contract, Effort, LabelSpace, Sample
 
 CONTRACT = Contract(
@@ -54,13 +54,13 @@ def sample(number: int, split: str = "train", size: int = 8) -> Sample:
     st.sampled_from(["quick", "dense"]),
 )
 def test_decode_undoes_encode(array: Array, codec: Codec, effort: Effort) -> None:
-    content = tar_format.encode(array, codec, effort)
-    assert tar_format.encode(np.asfortranarray(array), codec, effort) == content
-    back = tar_format.decode(content, array.shape, array.dtype.name, codec)
+    content = array_codec.encode(array, codec, effort)
+    assert array_codec.encode(np.asfortranarray(array), codec, effort) == content
+    back = array_codec.decode(content, array.shape, array.dtype.name, codec)
     np.testing.assert_array_equal(back, array)
     assert back.dtype == array.dtype
     out = np.zeros_like(array)
-    assert tar_format.decode(memoryview(content), array.shape, array.dtype.name, codec, out=out) is out
+    assert array_codec.decode(memoryview(content), array.shape, array.dtype.name, codec, out=out) is out
     np.testing.assert_array_equal(out, array)
 
 
@@ -68,19 +68,19 @@ def test_decode_undoes_encode(array: Array, codec: Codec, effort: Effort) -> Non
 @given(st.data(), st.sampled_from(["blosc", "npy"]))
 def test_damaged_members_are_source_errors_or_other_pixels_but_never_more(data: st.DataObject, codec: Codec) -> None:
     array = np.arange(3 * 40 * 40, dtype=np.uint16).reshape(3, 40, 40)
-    content = bytearray(tar_format.encode(array, codec))
+    content = bytearray(array_codec.encode(array, codec))
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     del content[data.draw(st.integers(1, len(content))) :]
     with contextlib.suppress(SourceError):
-        assert tar_format.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
+        assert array_codec.decode(bytes(content), array.shape, "uint16", codec).shape == array.shape
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_bitshuffle_uses_the_item_size(dtype: type) -> None:
     rows, cols = np.mgrid[:120, :120]
     smooth = (100 + 20 * np.sin(rows / 9) + 20 * np.cos(cols / 11)).astype(dtype)
-    chunk = tar_format.encode(smooth, "blosc")
+    chunk = array_codec.encode(smooth, "blosc")
     flags, itemsize = chunk[2], chunk[3]
     assert itemsize == smooth.itemsize
     assert flags & 0b100, "Blosc1 header: bit 2 says bitshuffle"
@@ -89,19 +89,19 @@ def test_bitshuffle_uses_the_item_size(dtype: type) -> None:
 
 def test_a_member_with_other_content_is_refused() -> None:
     for codec in ("blosc", "npy"):
-        content = tar_format.encode(np.zeros((2, 4, 4), np.uint16), codec)
+        content = array_codec.encode(np.zeros((2, 4, 4), np.uint16), codec)
         with pytest.raises(SourceError, match=r"uint16 \(2, 4, 5\)"):
-            tar_format.decode(content, (2, 4, 5), "uint16", codec)
+            array_codec.decode(content, (2, 4, 5), "uint16", codec)
     with pytest.raises(TypeError):
-        tar_format.decode(
-            tar_format.encode(np.zeros((4, 4), np.uint8), "blosc"),
+        array_codec.decode(
+            array_codec.encode(np.zeros((4, 4), np.uint8), "blosc"),
             (4, 4),
             "uint8",
             "blosc",
             np.zeros((8, 8), np.uint8)[::2, ::2],
         )
     with pytest.raises(SourceError, match="float64"):
-        tar_format.encode(np.zeros(3), "blosc")
+        array_codec.encode(np.zeros(3), "blosc")
 
 
 def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
     assert complete.shape is None
     assert complete.statistics["B02"].count == sum(np.count_nonzero(s.arrays["image"][0]) for s in (made[0], made[1]))
 
-    table = tar_format.read_index(tmp_path)
+    table = shard_index.read_index(tmp_path)
     assert table["key"].to_pylist() == ["place_001", "place_003", "place_002"]
     for row, back in zip(table.to_pylist(), tar_format.samples(tmp_path), strict=True):
         original = next(s for s in made if s.key == row["key"])
@@ -159,7 +159,9 @@ def test_effort_changes_bytes_and_nothing_else(tmp_path: Path) -> None:
     assert quick == dense
     (one,) = tar_format.samples(tmp_path / "dense")
     np.testing.assert_array_equal(one.arrays["image"], made[0].arrays["image"])
-    sizes = {effort: tar_format.read_index(tmp_path / effort)["image_size"][0].as_py() for effort in ("quick", "dense")}
+    sizes = {
+        effort: shard_index.read_index(tmp_path / effort)["image_size"][0].as_py() for effort in ("quick", "dense")
+    }
     assert sizes["dense"] < sizes["quick"]
 
 
@@ -245,7 +247,7 @@ def test_energon_reads_them(tmp_path: Path) -> None:
     hnp.arrays(st.sampled_from([np.uint8, np.uint16, np.float32, np.int32]), hnp.array_shapes(max_dims=4, max_side=6))
 )
 def test_a_member_is_decoded_alone(array: Array) -> None:
-    member = tar_format.encode(array, "blosc") + tar_format._trailer(array)
+    member = array_codec.encode(array, "blosc") + array_codec.trailer(array)
     back = tar_format.decode_member(".image.blosc", member)
     assert back is not None
     np.testing.assert_array_equal(back, array)
@@ -270,8 +272,8 @@ def test_no_sample_at_all_is_an_error(tmp_path: Path) -> None:
 
 def test_a_missing_or_damaged_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file"):
-        tar_format.read_index(tmp_path)
+        shard_index.read_index(tmp_path)
     (tmp_path / output_names.INDEX).write_bytes(b"PAR1 no")
     files.write_sums(tmp_path)
     with pytest.raises(SourceError, match="not a readable Parquet"):
-        tar_format.read_index(tmp_path)
+        shard_index.read_index(tmp_path)

@@ -15,7 +15,7 @@ from sgdata.audits import collect_evidence, draw_splits
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.packing import select, split_lists
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.splits import ground_splits, nearest, split_table
 from sgdata.splits.ground_splits import DrawSettings
 from sgdata.splits.nearest import Ground
@@ -228,7 +228,7 @@ def test_one_command_draws_and_another_packs_by_the_table(tmp_path: Path) -> Non
         words += ["--splits", str(tmp_path / "lists")]
         done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / name)])
         assert done.exit_code == 0, done.output
-        rows = tar_format.read_index(tmp_path / name).to_pylist()
+        rows = shard_index.read_index(tmp_path / name).to_pylist()
         held = {row["key"]: (row["split"], tuple(row["budgets"] or ())) for row in rows}
         assert held == made.assignment(name)
         assert {len(budgets) for split, budgets in held.values() if split == "train"} == {1, 2}
@@ -236,7 +236,7 @@ def test_one_command_draws_and_another_packs_by_the_table(tmp_path: Path) -> Non
     words += ["--splits", str(tmp_path / "lists")]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "published")])
     assert done.exit_code == 0, done.output
-    assert {row["split"] for row in tar_format.read_index(tmp_path / "published").to_pylist()} == {"train", "val"}
+    assert {row["split"] for row in shard_index.read_index(tmp_path / "published").to_pylist()} == {"train", "val"}
 
 
 def test_lists_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> None:

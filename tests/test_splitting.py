@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from sgdata.audits import collect_evidence, findings, propose_split
 from sgdata.cli import app
 from sgdata.errors import SettingError
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.splits.blocks import SplitSettings
 from tests import synthetic
 
@@ -30,7 +30,7 @@ def test_the_lists_make_shards_that_do_not_leak(tmp_path: Path) -> None:
     for part, path in lists.items():
         words += ["--split-list", f"{part}={path}"]
     assert CliRunner().invoke(app, words).exit_code == 0
-    held = {row["key"]: row["split"] for row in tar_format.read_index(made).to_pylist()}
+    held = {row["key"]: row["split"] for row in shard_index.read_index(made).to_pylist()}
     assert held == {key: part for part, path in lists.items() for key in path.read_text().split()}
     report = json.loads((out / "split.json").read_text())
     assert sum(report["boxes"].values()) + report["left_out"] == 60

@@ -23,8 +23,8 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.packing import select
 from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
-from sgdata.shards import contracts, statistics, tar_format, write_shards
-from sgdata.shards.tar_format import Row
+from sgdata.shards import contracts, shard_index, statistics, tar_format, write_shards
+from sgdata.shards.shard_index import Row
 from sgdata.splits.proximity import Footprint
 from sgdata.types import DISPLAY, Array, Contract, Sample
 
@@ -103,7 +103,7 @@ def detect_subject(
             folder=path,
             recipe=None,
             contract=contract,
-            samples=tar_format.read_index(path),
+            samples=shard_index.read_index(path),
             days=_days(lock_of or path),
         )
     if kind == "build":

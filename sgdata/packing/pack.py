@@ -24,8 +24,8 @@ from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
 from sgdata.packing import select, tasks
 from sgdata.rasters import resample
-from sgdata.shards import band_check, statistics, tar_format, write_shards
-from sgdata.shards.tar_format import Row
+from sgdata.shards import array_codec, band_check, statistics, tar_format, write_shards
+from sgdata.shards.shard_index import Row
 from sgdata.shards.write_shards import PackedShard, ShardTotals
 from sgdata.types import Contract, Sample, Shard
 
@@ -326,7 +326,7 @@ def _check(sample: Sample, contract: Contract) -> None:
 
 def _write_journal(task: tasks.ShardTask, packed: PackedShard) -> None:
     """Record a finished shard; its counts are a Blosc chunk, since most bins are empty."""
-    counts = base64.b85encode(tar_format.encode(packed.counts.astype(np.int32), "blosc")).decode()
+    counts = base64.b85encode(array_codec.encode(packed.counts.astype(np.int32), "blosc")).decode()
     document = {"task": task.fingerprint, **vars(packed), "counts": counts}
     files.write(task.out / JOURNAL / f"{task.name}.json", files.checked_json(document))
 
@@ -343,7 +343,7 @@ def _read_journal(task: tasks.ShardTask) -> PackedShard | None:
         # Hashed again, to find a tar that was truncated by a full disk or edited.
         if shard.samples and (not tar.is_file() or files.sha256_file(tar) != shard.sha256):
             return None
-        counts = tar_format.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
+        counts = array_codec.decode(base64.b85decode(document["counts"]), shape, "int32", "blosc").astype(np.int64)
         rows, quarantine = tuple(document["rows"]), tuple(document["quarantine"])
         return PackedShard(shard=shard, split=document["split"], rows=rows, counts=counts, quarantine=quarantine)
     except (KeyError, TypeError, ValueError, SourceError):  # of another version

@@ -16,7 +16,7 @@ import numpy as np
 from sgdata import files, safe_names
 from sgdata.errors import SettingError, SourceError
 from sgdata.pages import samples
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 from sgdata.types import Array, BandStatistics, Contract, Sample
 
 if TYPE_CHECKING:
@@ -48,13 +48,13 @@ class ShardSet:
         return contracts.read(self.folder)
 
     @cached_property
-    def rows(self) -> list[tar_format.Row]:
+    def rows(self) -> list[shard_index.Row]:
         """Rows of the index, one per sample: key, split, labels, bounds in degrees, CRS, date, ..."""
-        rows = tar_format.read_index(self.folder).to_pylist()
+        rows = shard_index.read_index(self.folder).to_pylist()
         return [row for row in rows if self.split in ("", row["split"])]
 
     @cached_property
-    def _by_key(self) -> dict[str, tar_format.Row]:
+    def _by_key(self) -> dict[str, shard_index.Row]:
         return {row["key"]: row for row in self.rows}
 
     @property

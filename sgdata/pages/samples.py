@@ -10,7 +10,7 @@ import numpy as np
 
 from sgdata.pages import charts, html, tables, true_colour
 from sgdata.safe_names import file_name
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 from sgdata.types import Array, Bounds, Contract, Sample
 
 # Number of samples to show: enough for an impression, few enough for a browser.
@@ -22,7 +22,7 @@ BOXES = 4000
 
 def build_blocks(source: Path, folder: Path) -> list[html.Block]:
     """Return the blocks of a folder of shards; write the pictures of its samples into `folder`."""
-    contract, rows = contracts.read(source), tar_format.read_index(source).to_pylist()
+    contract, rows = contracts.read(source), shard_index.read_index(source).to_pylist()
     cards = tuple(_card(tar_format.read_sample(source, row), row, contract, folder) for row in spread(rows, CARDS))
     space = contract.label_space
     shown = html.Gallery(
@@ -41,9 +41,9 @@ def build_blocks(source: Path, folder: Path) -> list[html.Block]:
     ]
 
 
-def spread(rows: Sequence[tar_format.Row], limit: int) -> list[tar_format.Row]:
+def spread(rows: Sequence[shard_index.Row], limit: int) -> list[shard_index.Row]:
     """Return about `limit` rows, evenly from each split, with a minimum for small splits."""
-    by_split: dict[str, list[tar_format.Row]] = {}
+    by_split: dict[str, list[shard_index.Row]] = {}
     for row in rows:
         by_split.setdefault(row["split"], []).append(row)
     chosen = []
@@ -53,7 +53,7 @@ def spread(rows: Sequence[tar_format.Row], limit: int) -> list[tar_format.Row]:
     return chosen
 
 
-def _card(sample: Sample, row: tar_format.Row, contract: Contract, folder: Path) -> html.SampleCard:
+def _card(sample: Sample, row: shard_index.Row, contract: Contract, folder: Path) -> html.SampleCard:
     names = dict(zip(contract.label_space.ids, contract.label_space.names, strict=True))
     mask = sample.arrays.get("mask")
     present = row["labels"] if mask is None else np.unique(mask).tolist()
@@ -88,7 +88,7 @@ def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:
     return true_colour.stretch(pixels, [(band.p1, band.p99) for band in statistics])
 
 
-def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) -> list[html.Block]:
+def _shares(source: Path, rows: Sequence[shard_index.Row], contract: Contract) -> list[html.Block]:
     """Return class shares per split: of pixels if the samples have masks, else of samples."""
     counts: dict[str, Counter[int]] = {}
     masked = "mask_offset" in rows[0]
@@ -103,7 +103,7 @@ def _shares(source: Path, rows: Sequence[tar_format.Row], contract: Contract) ->
     return [tables.build_shares(contract.label_space, counts, caption=of)]
 
 
-def _outlines(rows: Sequence[tar_format.Row]) -> list[html.Block]:
+def _outlines(rows: Sequence[shard_index.Row]) -> list[html.Block]:
     """Return a chart of the locations of the samples that have coordinates."""
     boxes: dict[str, list[Bounds]] = {}
     for row in spread([row for row in rows if row["west"] is not None], BOXES):

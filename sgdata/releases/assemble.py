@@ -26,7 +26,7 @@ from sgdata.releases import card, croissant, place_builds, release_content, seri
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 from sgdata.types import Array, Contract
 
 log = logging.getLogger("sgdata")
@@ -110,7 +110,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
         raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
     known = set(patch_table.read(order.build / output_names.PATCHES)["key"])
-    unknown = set(tar_format.read_index(order.source)["key"].to_pylist()) - known
+    unknown = set(shard_index.read_index(order.source)["key"].to_pylist()) - known
     if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples); give theirs")
     return contract, lock.read(order.build / lock.NAME)
@@ -142,7 +142,7 @@ def _assemble(
         _copy(path, folder / name)
     report = audited(folder)
     files.write(folder / findings.NAME, files.pretty_json(report))
-    index = tar_format.read_index(folder)
+    index = shard_index.read_index(folder)
     software, base = version("sgdata"), cards.card(_base_dataset(folder, contract))
     own = planned is not None or base.licence.redistribution == "owner"
     changes = series.describe_changes(order, folder) if order.previous else None
@@ -208,7 +208,7 @@ def _write_previews(folder: Path, index: Any, contract: Contract) -> list[str]:
     return names
 
 
-def _preview(folder: Path, rows: Sequence[tar_format.Row], contract: Contract) -> Array:
+def _preview(folder: Path, rows: Sequence[shard_index.Row], contract: Contract) -> Array:
     """Render up to 4 x 4 samples as uint8 (3, H, W), each with a contrast stretch of its own."""
     rgb = true_colour.band_indices([band.name for band in contract.bands])
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)

@@ -15,7 +15,7 @@ from sgdata.builds import patch_table
 from sgdata.errors import SettingError
 from sgdata.rasters import geotiff, grids
 from sgdata.scenes import lock
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index, tar_format
 from sgdata.types import Array, Contract
 
 SHOWN = 20
@@ -166,7 +166,7 @@ def _kind(folder: Path) -> str:
 def _rows(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
     """Return the rows of an index, or of the patches of a build, by key."""
     if kind == "shards":
-        return {row["key"]: row for row in tar_format.read_index(folder).to_pylist()}
+        return {row["key"]: row for row in shard_index.read_index(folder).to_pylist()}
     table = patch_table.read(folder / output_names.PATCHES)
     return {key: {"split": split} for key, split in zip(table["key"], table["split"], strict=True)}
 

@@ -13,7 +13,7 @@ from sgdata.errors import SourceError
 from sgdata.packing import place_sources
 from sgdata.safe_names import file_name
 from sgdata.scenes import lock
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index
 from sgdata.types import Contract
 
 FOLDER = "places"
@@ -32,7 +32,7 @@ def check(source: Path, contract: Contract, builds: Mapping[str, Path]) -> lock.
         SourceError: A sample is of no build, or a build has other bands, labels or dates.
     """
     known = {key for place, build in builds.items() for key in _keys(place, build)}
-    unknown = set(tar_format.read_index(source)["key"].to_pylist()) - known
+    unknown = set(shard_index.read_index(source)["key"].to_pylist()) - known
     built = [contracts.read(build) for build in builds.values()]
     differ = [
         place for place, one in zip(builds, built, strict=True) if contracts.find_differences(contract, one, "predict")

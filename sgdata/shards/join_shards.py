@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, output_names, safe_names
 from sgdata.errors import SettingError
-from sgdata.shards import contracts, statistics, tar_format
+from sgdata.shards import contracts, shard_index, statistics, tar_format
 from sgdata.types import BandStatistics, Contract
 
 PACK_TOGETHER = "pack them as one, with 'sgdata shard segmunich --source A --source B'"
@@ -38,7 +38,7 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
         SourceError: A folder is damaged.
     """
     parts = [contracts.read(folder) for folder in folders]
-    tables = [tar_format.read_index(folder) for folder in folders]
+    tables = [shard_index.read_index(folder) for folder in folders]
     for folder, part, table in zip(folders[1:], parts[1:], tables[1:], strict=True):
         _require_alike((folders[0], parts[0], tables[0]), (folder, part, table))
     _require_different_keys(folders, tables)

@@ -1,140 +1,34 @@
-"""Write and read samples as deterministic WebDataset tars with a sidecar index for random access.
+"""Write and read samples as deterministic WebDataset tars.
 
 A sample `KEY` is a run of tar members: `KEY.<array>.<codec>` for each array (`image`, `mask`, `image_before`,
-`image_10m`, ...), `KEY.label.json` if it has labels, and `KEY.meta.json`. Codec `blosc` is one Blosc1 chunk of the
-little-endian C-ordered bytes (lz4 after bitshuffle, or lz4hc after shuffle if `effort` is "dense"; fixed block size).
-Shape and dtype are in `meta.json`, in the index and in a trailer after the chunk, whose length its own header gives:
-so a member can be decoded alone (`decode_member`). Codec `npy` is NumPy's format 1.0. The index has the CRC-32 of each
-member, trailer included, which readers compare. Headers are ustar, members
-sorted, with mode 0644, mtime 0, no user and no group, so equal samples give equal tars.
+`image_10m`, ...), `KEY.label.json` if it has labels, and `KEY.meta.json`. Codecs are those of `array_codec`. Shape and
+dtype are in `meta.json`, in the index (`shard_index`) and in a trailer after a Blosc chunk, whose length its own header
+gives: so a member can be decoded alone (`decode_member`). The index has the CRC-32 of each member, trailer included,
+which readers compare. Headers are ustar, members sorted, with mode 0644, mtime 0, no user and no group, so equal
+samples give equal tars.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import struct
 import tarfile
-import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
-from sgdata import files, output_names, parquet_tables, safe_names
+from sgdata import files, safe_names
 from sgdata.errors import SourceError
+from sgdata.shards import array_codec, shard_index
 from sgdata.types import Array, Codec, Effort, Sample, Shard
-
-Row = dict[str, Any]
 
 IMAGES = ("image", "image_before", "image_after", "image_10m")
 FORMAT = 1
-STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
-LARGEST_RATIO = 1024
-"""Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
-_COMPLETE: dict[str, parquet_tables.ColumnKind] = {
-    **dict.fromkeys(("key", "split", "shard", "sha256"), "text"),
-    **dict.fromkeys(("meta_offset", "meta_size"), "count"),
-}
-_OPTIONAL: dict[str, parquet_tables.ColumnKind] = {
-    **dict.fromkeys(("west", "south", "east", "north"), "number"), "crs": "text", "date": "text", "labels": "counts",
-}  # fmt: skip
-_LARGEST_TAR = 2**50
-_ENDINGS: dict[str, parquet_tables.ColumnKind] = {
-    "_offset": "count", "_size": "count", "_dtype": "text", "_shape": "counts", "_crc32": "count",
-}  # fmt: skip
 
-# Fits the first-level cache of common processors; 16 to 128 KiB differ by less than 1 % in bytes and speed.
-_BLOCK_BYTES = 32_768
-_BLOSC = struct.Struct("<4xI4xI")  # nbytes and cbytes of a Blosc1 header
-
-
-# --- arrays <-> bytes ----------------------------------------------------------------------
-
-
-def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
-    """Return an array as the content of a tar member.
-
-    Args:
-        array: Array of uint8, uint16, float32 or int32.
-        codec: `blosc` or `npy`.
-        effort: `quick` or `dense` (smaller, slower to write); any Blosc1 reader decodes both. Ignored by `npy`.
-
-    Raises:
-        SourceError: The format does not store the dtype.
-    """
-    if array.dtype.name not in STORED:
-        raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(STORED)}")
-    stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
-    if codec == "npy":
-        # Version 1.0 explicitly: the default depends on the installed NumPy.
-        buffer = io.BytesIO()
-        np.lib.format.write_array(buffer, stored, version=(1, 0), allow_pickle=False)
-        return buffer.getvalue()
-    import imagecodecs  # here, so that codec "npy" works without it
-
-    chunk = imagecodecs.blosc_encode(
-        # The array, not its bytes: the item size for the shuffle comes from it, `typesize` has no effect.
-        stored,  # type: ignore[arg-type]  # the stub lacks arrays
-        # lz4: 9 is about 1.5 % smaller than 5 at the same speed. lz4hc: above 5 each per cent doubles the time.
-        9 if effort == "quick" else 5,
-        compressor="lz4" if effort == "quick" else "lz4hc",
-        # Long matches among bytes decode at twice the speed of short ones among bits, but only lz4hc finds them.
-        shuffle="bitshuffle" if effort == "quick" else "shuffle",
-        blocksize=_BLOCK_BYTES if effort == "quick" else 4 * _BLOCK_BYTES,
-        numthreads=1,
-    )
-    return bytes(chunk)
-
-
-def decode(
-    buffer: bytes | memoryview, shape: Sequence[int], dtype: str, codec: Codec, out: Array | None = None
-) -> Array:
-    """Return the array of a tar member; codec `blosc` releases the GIL.
-
-    Args:
-        buffer: Content of the member, without the trailer.
-        shape: Shape of the array, from the index.
-        dtype: Dtype of the array, from the index.
-        codec: `blosc` or `npy`.
-        out: C-contiguous array to decode into and return, instead of a new one.
-
-    Raises:
-        SourceError: The bytes are damaged or do not hold exactly `shape` x `dtype`.
-    """
-    try:
-        target: Array = np.empty(tuple(shape), STORED[dtype]) if out is None else out
-        if codec == "npy":
-            target[...] = _from_npy(buffer, target)
-            return target
-        decode_into(buffer, memoryview(target.data).cast("B"))  # TypeError if not contiguous: a copy would be lost
-    except (ValueError, KeyError, SourceError) as error:
-        raise SourceError(f"{codec} member expected to hold {dtype} {tuple(shape)}: {error}") from None
-    return target
-
-
-def decode_into(chunk: bytes | memoryview, target: memoryview) -> None:
-    """Decode a Blosc chunk into `target` without allocating, for the loader's inner loop.
-
-    Args:
-        chunk: Blosc1 chunk.
-        target: Writable bytes, of exactly the decoded size.
-
-    Raises:
-        SourceError: The chunk is damaged or holds another number of bytes.
-    """
-    import imagecodecs  # see `encode`; importing a loaded module takes 0.2 us
-
-    try:
-        # Blosc does not check the sizes in the header and would read beyond the buffer of a truncated chunk.
-        decoded, stored = _BLOSC.unpack_from(chunk)
-        if decoded != target.nbytes or stored > len(chunk):
-            raise SourceError(f"holds {decoded} bytes in {stored}, expected {target.nbytes} in {len(chunk)}")
-        imagecodecs.blosc_decode(chunk, out=target, numthreads=1)  # type: ignore[arg-type]
-    except (ValueError, RuntimeError, EOFError, struct.error) as error:
-        raise SourceError(f"damaged chunk: {error}") from None
+# --- members ---------------------------------------------------------------------------------
 
 
 def decode_member(key: str, data: bytes) -> Array | None:
@@ -157,49 +51,12 @@ def decode_member(key: str, data: bytes) -> Array | None:
         axes = data[-1]
         shape = struct.unpack_from(f"<{axes}I", data, size)
         dtype = data[size + 4 * axes : -1].decode("ascii")
-        name = {stored: name for name, stored in STORED.items()}[dtype]
+        name = {stored: name for name, stored in array_codec.STORED.items()}[dtype]
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
         raise SourceError(f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}") from None
     if math.prod(shape) * np.dtype(dtype).itemsize != struct.unpack_from("<I", data, 4)[0]:
         raise SourceError(f"member {key}: its chunk does not hold {dtype} {shape}; run sgdata verify")
-    return decode(data[:size], shape, name, "blosc")
-
-
-def _trailer(array: Array) -> bytes:
-    """Return shape and dtype for `decode_member`: sizes as uint32, three letters of dtype, number of sizes."""
-    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[array.dtype.name].encode(), array.ndim)
-
-
-def trailer_bytes(codec: Codec, axes: int) -> int:
-    """Return the number of bytes that follow an array of `axes` axes in its member."""
-    return 4 * axes + 4 if codec == "blosc" else 0
-
-
-def crc32(content: bytes | memoryview) -> int:
-    """Return the CRC-32 of a member as zip files and `zlib.crc32` define it."""
-    try:
-        import imagecodecs  # see `encode`; 13 times as fast as zlib
-
-        return int(imagecodecs.deflate_crc32(content))  # type: ignore[arg-type]  # the stub lacks memoryview
-    except ImportError:
-        return zlib.crc32(content)
-
-
-def check_crc32(content: bytes | memoryview, expected: int | None, member: str) -> None:
-    """Raise SourceError if a member differs from its CRC-32 in the index; None: the shards have none."""
-    if expected is not None and (actual := crc32(content)) != expected:
-        raise SourceError(f"member {member}: CRC-32 of its {len(content)} bytes is {actual}, expected {expected}")
-
-
-def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
-    """Return the array in NumPy's format 1.0. Raises ValueError if its header is not that of `expected`."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(expected))
-    start = header.tell()
-    # Compared, not parsed: NumPy's parser evaluates text and raises many kinds of errors if it is damaged.
-    if bytes(buffer[:start]) != header.getvalue():
-        raise ValueError(f"begins with {bytes(buffer[:start])!r:.120}")
-    return np.frombuffer(buffer, expected.dtype, expected.size, start).reshape(expected.shape)
+    return array_codec.decode(data[:size], shape, name, "blosc")
 
 
 # --- writing -------------------------------------------------------------------------------
@@ -207,7 +64,7 @@ def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
 
 def write_tar(
     path: Path, samples: Iterable[tuple[Sample, str]], *, codec: Codec, effort: Effort = "quick"
-) -> tuple[Shard, list[Row]]:
+) -> tuple[Shard, list[shard_index.Row]]:
     """Write samples as one tar, renamed into place when complete.
 
     Args:
@@ -227,7 +84,7 @@ def write_tar(
     # process that packs. Without torch it is 0.15 s and 36 MB.
     from webdataset import TarWriter
 
-    rows: list[Row] = []
+    rows: list[shard_index.Row] = []
     with files.replacing(path) as temporary, temporary.open("wb") as handle:
         sink = _HashingSink(handle)
         with TarWriter(sink, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
@@ -254,7 +111,7 @@ class _HashingSink:
 
 def encode_sample(
     sample: Sample, start: int, *, codec: Codec, effort: Effort = "quick"
-) -> tuple[dict[str, bytes], Row]:
+) -> tuple[dict[str, bytes], shard_index.Row]:
     """Encode a sample as tar members.
 
     Args:
@@ -274,13 +131,13 @@ def encode_sample(
         raise SourceError(f"sample key {sample.key!r}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
     shapes = {name: {"dtype": a.dtype.name, "shape": list(a.shape)} for name, a in sample.arrays.items()}
     meta = {**sample.meta, "key": sample.key, "split": sample.split, "codec": codec, "arrays": shapes}
-    contents = {f"{name}.{codec}": encode(array, codec, effort) for name, array in sample.arrays.items()}
+    contents = {f"{name}.{codec}": array_codec.encode(array, codec, effort) for name, array in sample.arrays.items()}
     contents["meta.json"] = files.canonical_json(meta)
     if "labels" in sample.meta:
         labels = {name: sample.meta[name] for name in ("labels", "label_names") if name in sample.meta}
         contents["label.json"] = files.canonical_json(labels)
     west, south, east, north = sample.meta.get("bounds") or (None,) * 4
-    row: Row = {"key": sample.key, "split": sample.split, "labels": sample.meta.get("labels", [])}
+    row: shard_index.Row = {"key": sample.key, "split": sample.split, "labels": sample.meta.get("labels", [])}
     row |= {"west": west, "south": south, "east": east, "north": north}
     # Null if the dataset has none: a default would read as a fact.
     row |= {"crs": sample.meta.get("crs"), "date": sample.meta.get("date")}
@@ -291,8 +148,8 @@ def encode_sample(
         row |= {f"{member}_offset": start, f"{member}_size": len(content)}
         row |= {f"{member}_{key}": value for key, value in shapes.get(member, {}).items()}
         if name.endswith(".blosc"):
-            contents[name] += _trailer(sample.arrays[member])
-        row[f"{member}_crc32"] = crc32(contents[name])
+            contents[name] += array_codec.trailer(sample.arrays[member])
+        row[f"{member}_crc32"] = array_codec.crc32(contents[name])
         start += len(contents[name]) + -len(contents[name]) % tarfile.BLOCKSIZE
     return dict(sorted(contents.items())), row
 
@@ -310,87 +167,6 @@ def whole_images(sample: Sample) -> list[Array]:
 # --- reading -------------------------------------------------------------------------------
 
 
-def read_index(folder: Path) -> Any:
-    """Read the index of a folder of shards.
-
-    Args:
-        folder: Folder of shards.
-
-    Returns:
-        A `pyarrow.Table` with one row per sample: key, split, tar, position, size, dtype and shape of each member,
-        labels, bounding box (degrees), CRS, date and hash.
-
-    Raises:
-        SourceError: The folder is unfinished, or the index is missing or damaged.
-    """
-    path = files.require_file(folder / output_names.INDEX, "the index of a folder written by 'sgdata shard'")
-    files.require_finished(folder)
-    table = parquet_tables.read(path, _COMPLETE)
-    # Samples need not all have the same members: rows without one have nulls.
-    # Of samples without a label budget, as of shards that were split by hand, and of a single place.
-    extra: dict[str, parquet_tables.ColumnKind] = {"budgets": "texts", "place": "text"}
-    extra = {name: kind for name, kind in extra.items() if name in table.column_names}
-    parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
-    parquet_tables.check(table, _OPTIONAL | extra | parts, str(path), complete=False)
-    keys = table["key"].to_pylist()
-    if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
-        raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample; pack again")
-    if len(set(keys)) < len(keys):
-        raise SourceError(f"{path}: {len(keys) - len(set(keys))} keys occur twice, expected each once; pack again")
-    for name in sorted(part.removesuffix("_offset") for part in parts if part.endswith("_offset")):
-        _check_member(table, name, folder, str(path))
-    return table
-
-
-def _check_member(table: Any, name: str, folder: Path, origin: str) -> None:
-    """Check positions, types and shapes of one member of all samples. Raises SourceError."""
-    import pyarrow.compute as pc
-
-    columns = [f"{name}{end}" for end in _ENDINGS if f"{name}{end}" in table.column_names]
-    absent = [table[column].is_null() for column in columns]
-    described = {f"{name}_shape", f"{name}_dtype"} & set(columns)
-    if f"{name}_size" not in columns or len(described) == 1 or any(not mask.equals(absent[0]) for mask in absent):
-        raise SourceError(f"{origin}: some samples have a part of {', '.join(columns)} only; pack again")
-    rows = table.select(["shard", *columns]).drop_null()
-    if not len(rows):
-        return
-    offset, size = (rows[f"{name}_{part}"] for part in ("offset", "size"))
-    if max(pc.max(offset).as_py(), pc.max(size).as_py()) > _LARGEST_TAR:
-        raise SourceError(f"{origin}: '{name}' is at byte {pc.max(offset)}, of {pc.max(size)} bytes; pack again")
-    ends = (
-        rows.select(["shard"]).append_column("end", pc.add(offset, size)).group_by("shard").aggregate([("end", "max")])
-    )
-    for shard, end in zip(ends["shard"].to_pylist(), ends["end_max"].to_pylist(), strict=True):
-        tar = folder / shard
-        # A tar that is elsewhere or missing is reported where it is opened.
-        if safe_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
-            raise SourceError(f"{tar}: has {tar.stat().st_size} bytes, '{name}' ends at {end}; run sgdata verify")
-    if not described:
-        return
-    axes = pc.list_value_length(rows[f"{name}_shape"]).to_numpy()
-    types = rows[f"{name}_dtype"].to_pylist()
-    unknown = set(types) - STORED.keys()
-    if unknown or axes.min() < 1:
-        raise SourceError(f"{origin}: '{name}' has type {min(unknown, default='none')!r:.40} or no axis; pack again")
-    sides = pc.list_flatten(rows[f"{name}_shape"]).to_numpy().astype(float)
-    bytes_ = np.multiply.reduceat(sides, np.cumsum(axes) - axes) * [np.dtype(of).itemsize for of in types]
-    if sides.min() < 1 or (bytes_ > LARGEST_RATIO * size.to_numpy()).any():
-        raise SourceError(f"{origin}: '{name}' has shapes that cannot be in its bytes; pack again")
-
-
-def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
-    """Refuse an array that cannot be in a member of `size` bytes, before memory is taken for it.
-
-    Raises:
-        SourceError: Unsupported dtype, or an array with more bytes than compression could explain.
-    """
-    if dtype not in STORED:
-        raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(STORED)}")
-    stored = math.prod(shape) * np.dtype(dtype).itemsize
-    if min(shape, default=0) < 1 or stored > LARGEST_RATIO * size:
-        raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes")
-
-
 def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
     """Read samples one by one, for inspection; `sgmodel.data.loader` is the loader for training.
 
@@ -404,12 +180,12 @@ def samples(folder: Path, split: str | None = None) -> Iterator[Sample]:
     Raises:
         SourceError: The index or a sample is missing or damaged.
     """
-    for row in read_index(folder).to_pylist():
+    for row in shard_index.read_index(folder).to_pylist():
         if split in (None, row["split"]):
             yield read_sample(folder, row)
 
 
-def read_sample(folder: Path, row: Row) -> Sample:
+def read_sample(folder: Path, row: shard_index.Row) -> Sample:
     """Read one sample as stored.
 
     Args:
@@ -430,7 +206,7 @@ def read_sample(folder: Path, row: Row) -> Sample:
             raise ValueError(f"{member} is at bytes {offset} to {offset + size}, beyond the end of the tar")
         handle.seek(offset)
         stored = handle.read(size + trailer)
-        check_crc32(stored, row.get(f"{member}_crc32"), member)
+        array_codec.check_crc32(stored, row.get(f"{member}_crc32"), member)
         return stored[:size]
 
     with path.open("rb") as handle:
@@ -438,9 +214,9 @@ def read_sample(folder: Path, row: Row) -> Sample:
             meta = files.parse_json(content("meta"))
             arrays = {}
             for name, array in meta["arrays"].items():
-                stored = content(name, trailer_bytes(meta["codec"], len(array["shape"])))
-                check_size(array["shape"], array["dtype"], len(stored))
-                arrays[name] = decode(stored, array["shape"], array["dtype"], meta["codec"])
+                stored = content(name, array_codec.trailer_bytes(meta["codec"], len(array["shape"])))
+                array_codec.check_size(array["shape"], array["dtype"], len(stored))
+                arrays[name] = array_codec.decode(stored, array["shape"], array["dtype"], meta["codec"])
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:
             raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
     own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}

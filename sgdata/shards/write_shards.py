@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from sgdata import files, output_lock, output_names
 from sgdata.errors import SourceError
-from sgdata.shards import contracts, statistics, tar_format
+from sgdata.shards import array_codec, contracts, shard_index, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
 
 
@@ -34,9 +33,9 @@ class PackedShard:
 
     shard: Shard
     split: str
-    rows: tuple[tar_format.Row, ...]
+    rows: tuple[shard_index.Row, ...]
     counts: Array
-    quarantine: tuple[tar_format.Row, ...] = ()
+    quarantine: tuple[shard_index.Row, ...] = ()
 
 
 class ShardTotals:
@@ -46,8 +45,8 @@ class ShardTotals:
         """Start without any tar, for samples that satisfy `contract`."""
         self.contract = contract
         self.shards: list[Shard] = []
-        self.rows: list[tar_format.Row] = []
-        self.quarantine: list[tar_format.Row] = []
+        self.rows: list[shard_index.Row] = []
+        self.quarantine: list[shard_index.Row] = []
         self.counts: dict[str, Array] = {}
 
     def add(self, packed: PackedShard) -> None:
@@ -96,76 +95,18 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         # Sorted: the order of shards and workers is no part of the data.
         fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
     )
-    write_index(out / output_names.INDEX, rows)
+    shard_index.write_index(out / output_names.INDEX, rows)
     contracts.write(out, complete)
     # The tars were hashed while they were written, or when their journal was read.
     files.write_sums(out, {shard.name: shard.sha256 for shard in totals.shards})
     return complete
 
 
-def _grid(row: tar_format.Row) -> tuple[int, int]:
+def _grid(row: shard_index.Row) -> tuple[int, int]:
     """Return height and width of the finest image member."""
     shapes = [row[f"{name}_shape"] for name in tar_format.IMAGES if row.get(f"{name}_shape")]
     height, width = max(shape[1:] for shape in shapes)
     return height, width
-
-
-def write_index(path: Path, rows: Sequence[tar_format.Row]) -> None:
-    """Write the index as GeoParquet.
-
-    Args:
-        path: The Parquet file.
-        rows: Rows of `tar_format.write_tar`; a sample with a bounding box gets a polygon in the column `geometry`.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
-    kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
-    kinds |= {"budgets": pa.list_(pa.string()), "place": pa.string()}
-    endings = dict.fromkeys(("offset", "size", "crc32"), pa.int64()) | {
-        "dtype": pa.string(),
-        "shape": pa.list_(pa.int32()),
-    }
-    fields = [pa.field(name, kinds[name]) for name in ("key", "split", "shard")]
-    members = sorted({name for row in rows for name in row} - set(kinds))
-    fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
-    extra = [name for name in ("budgets", "place") if any(name in row for row in rows)]
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *extra, *sides, "crs", "date", "sha256")]
-    table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
-    # Without any box the column would be empty, so it is left out.
-    boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]
-    if boxes:
-        outlines = [None if row["west"] is None else _wkb(*(row[name] for name in sides)) for row in rows]
-        table = table.append_column("geometry", pa.array(outlines, pa.binary()))
-        table = table.replace_schema_metadata({"geo": _geo(boxes)})
-    with files.replacing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
-def _wkb(west: float, south: float, east: float, north: float) -> bytes:
-    """Return a box as a counter-clockwise polygon in well-known binary (OGC 06-103r4, clause 8.2)."""
-    ring = (west, south, east, south, east, north, west, north, west, south)
-    return struct.pack("<BIII10d", 1, 3, 1, 5, *ring)
-
-
-def _geo(boxes: Sequence[tuple[float, float, float, float]]) -> bytes:
-    """Return the `geo` metadata of GeoParquet 1.1 for the column `geometry` in EPSG:4326."""
-    from pyproj import CRS
-
-    lows, highs = [min(side) for side in zip(*boxes, strict=True)], [max(side) for side in zip(*boxes, strict=True)]
-    column = {
-        "encoding": "WKB",
-        "geometry_types": ["Polygon"],
-        "crs": CRS.from_epsg(4326).to_json_dict(),
-        "orientation": "counterclockwise",
-        "bbox": [*lows[:2], *highs[2:]],
-    }
-    document = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
-    return files.canonical_json(document)
 
 
 def sample_hash(sample: Sample) -> str:
@@ -179,7 +120,7 @@ def sample_hash(sample: Sample) -> str:
     """
     digest = hashlib.sha256()
     for name, array in sorted(sample.arrays.items()):
-        stored = np.ascontiguousarray(array, dtype=tar_format.STORED[array.dtype.name])
+        stored = np.ascontiguousarray(array, dtype=array_codec.STORED[array.dtype.name])
         digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
         digest.update(stored.data)
     digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
@@ -247,7 +188,7 @@ def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
 def _narrowed(name: str, array: Array) -> Array:
     labels = name == "mask"
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.name in tar_format.STORED and not (labels and array.dtype.kind == "f"):
+    if array.dtype.name in array_codec.STORED and not (labels and array.dtype.kind == "f"):
         return array
     # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
     integers = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
@@ -258,7 +199,7 @@ def _narrowed(name: str, array: Array) -> Array:
         if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
             return stored
     raise SourceError(
-        f"is {array.dtype} with values that no type of shards ({', '.join(tar_format.STORED)}) represents; convert it"
+        f"is {array.dtype} with values that no type of shards ({', '.join(array_codec.STORED)}) represents; convert it"
     )
 
 

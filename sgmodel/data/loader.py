@@ -23,7 +23,7 @@ from torch import Tensor
 
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import array_codec, contracts, shard_index
 from sgdata.types import Array, Codec, Contract
 from sgmodel.data import seeded_random, tar_source, upsample
 from sgmodel.data.member_layout import DATES, MemberLayout, sample_layout, to_tensor
@@ -193,7 +193,7 @@ class Samples:
         folder = Path(folder)
         self.folder, self.split = folder, split
         self.contract: Contract = contracts.read(folder)
-        table = tar_format.read_index(folder)
+        table = shard_index.read_index(folder)
         known = sorted(set(table["split"].to_pylist()))
         if split not in known:
             message = f"{folder}: no split '{split}'; it has {', '.join(known)}"
@@ -229,7 +229,7 @@ class Samples:
         (content,) = self.tars.contents([tar_source.Span(self.shard[0], start, start + size)])
         try:
             if "meta_crc32" in rows.column_names:
-                tar_format.check_crc32(content, rows["meta_crc32"][0].as_py(), "meta")
+                array_codec.check_crc32(content, rows["meta_crc32"][0].as_py(), "meta")
             codec: Codec = files.parse_json(bytes(content))["codec"]
         except (ValueError, KeyError, TypeError, SourceError) as error:
             where = f"{self.folder}/{self.shard[0]}: meta.json of sample '{self.keys[0]}'"
@@ -349,12 +349,12 @@ class Samples:
                 # As little Python as possible per sample: it holds the lock for which the other threads wait.
                 member, verified = self.members[name], self._verified[name]
                 if member.crc32 and (not verified[sample] or self.verify == "always"):
-                    tar_format.check_crc32(content, member.crc32[sample], name)
+                    array_codec.check_crc32(content, member.crc32[sample], name)
                     verified[sample] = 1
                 if self.codec == "blosc":
-                    tar_format.decode_into(content, target.data.cast("B"))
+                    array_codec.decode_into(content, target.data.cast("B"))
                 else:
-                    tar_format.decode(content, target.shape, target.dtype.name, self.codec, out=target)
+                    array_codec.decode(content, target.shape, target.dtype.name, self.codec, out=target)
             except SourceError as error:
                 where = f"{self.folder}/{self.shard[sample]}: sample '{self.keys[sample]}'"
                 raise SourceError(f"{where}: {error}; run sgdata verify {self.folder}") from None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sgdata import output_names, parquet_tables
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import tar_format
+from sgdata.shards import array_codec
 from sgdata.types import Array, Codec
 from sgmodel.data import upsample
 
@@ -66,7 +66,7 @@ def read_layout(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayou
     # Those of most and of fewest values: where they can be, all can.
     ratio = shape.astype(float).prod(axis=1) / np.maximum(size, 1)
     for row in (int(ratio.argmax()), int(ratio.argmin())):
-        tar_format.check_size(shapes[row], str(stored[row]), int(size[row]))
+        array_codec.check_size(shapes[row], str(stored[row]), int(size[row]))
     return MemberLayout(
         start=column["offset"].to_pylist(),
         size=size.tolist(),
@@ -74,7 +74,7 @@ def read_layout(rows: Any, name: str, folder: Path, codec: Codec) -> MemberLayou
         stored=stored,
         dtype=common_dtype(stored, f"{folder}: '{name}'"),
         crc32=column["crc32"].to_pylist() if "crc32" in column else [],
-        trailer=tar_format.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
+        trailer=array_codec.trailer_bytes(codec, shape.shape[1]) if "crc32" in column else 0,
     )
 
 

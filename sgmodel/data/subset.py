@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgdata.errors import SettingError
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 
 
 def subset(keys: Sequence[str], fraction: float, *, seed: int) -> list[int]:
@@ -53,7 +53,7 @@ def within_budget(folder: Path, split: str, budget: str) -> list[str]:
         SettingError: No sample of the split is in such a budget.
         SourceError: The index is missing or damaged.
     """
-    index = tar_format.read_index(folder)
+    index = shard_index.read_index(folder)
     columns = [index[name].to_pylist() if name in index.column_names else [] for name in ("key", "split", "budgets")]
     rows = [(key, budgets or ()) for key, of, budgets in zip(*columns, strict=False) if of == split]
     keys = [key for key, budgets in rows if budget in budgets]

@@ -24,7 +24,7 @@ from sgdata import files, output_lock, output_names, progress
 from sgdata.errors import ExitCode, SettingError
 from sgdata.rasters import grids
 from sgdata.safe_names import file_name
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index
 from sgdata.types import Array, Contract, Grid, LabelSpace, PixelLevel
 from sgmodel import devices
 from sgmodel.checkpoints import cards, checkpoint_folder
@@ -231,7 +231,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
     folder, space = paths.inputs[0], predictor.contract.label_space
     stored = contracts.read(folder)
     fit = raster_input.map_bands(stored, predictor.contract, predictor.normalisation, recipe.accept)
-    bounds = tar_format.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
+    bounds = shard_index.read_index(folder).select(["key", "split", "west", "south", "east", "north"]).to_pylist()
     # Each date of a pair may be a sample of its own.
     index = {
         f"{row['key']}{date}": {**row, "key": f"{row['key']}{date}", "crs": "EPSG:4326"}

@@ -15,7 +15,7 @@ from typing import Literal
 from sgdata import files, output_names, package_data
 from sgdata.errors import SettingError
 from sgdata.packing import split_lists
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.types import Contract
 
 Difference = Literal[
@@ -135,5 +135,5 @@ def _is_other_split(of: Protocol, contract: Contract, folder: Path) -> bool:
         # Nothing is known of the lists themselves: what the recipe of the shards asked for must do.
         recipe = files.read_plain(folder / output_names.RECIPE) if (folder / output_names.RECIPE).is_file() else {}
         return bool(recipe.get("splits", of.splits) != of.splits)
-    index = tar_format.read_index(folder).select(["key", "split"]).to_pylist()
+    index = shard_index.read_index(folder).select(["key", "split"]).to_pylist()
     return not all(each.matches(row["key"] for row in index if row["split"] == each.split) for each in lists)

@@ -17,7 +17,7 @@ from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import distance
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index
 from sgdata.splits import ground_splits, nearest
 from sgmodel.ledger import costs, experiments, paired, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
@@ -210,7 +210,7 @@ def blocks_of_ground(folder: Path, block_m: float) -> dict[str, object]:
         folder: Folder of shards.
         block_m: Side of a block in metres.
     """
-    index = tar_format.read_index(folder)
+    index = shard_index.read_index(folder)
     keys = index["key"].to_pylist()
     boxes = np.array([index[side].to_pylist() for side in ("west", "south", "east", "north")], float).T
     known = np.flatnonzero(np.isfinite(boxes).all(axis=1))

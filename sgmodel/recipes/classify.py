@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata.errors import SettingError, SourceError
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.types import Contract
 from sgmodel import distributed
 from sgmodel.data import augment, loader
@@ -259,7 +259,7 @@ def targets(source: loader.Samples, recipe: ClassifyRecipe) -> Tensor:
 def _labels(source: loader.Samples, recipe: ClassifyRecipe) -> Iterator[list[int]]:
     """Yield the labels of each sample."""
     if recipe.labels_from == "labels":
-        index = tar_format.read_index(source.folder)
+        index = shard_index.read_index(source.folder)
         labels = dict(zip(index["key"].to_pylist(), index["labels"].to_pylist(), strict=True))
         for key in source.keys:
             yield labels[key]

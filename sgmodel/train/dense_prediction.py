@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgdata import files
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.types import Array
 from sgmodel import distributed
 from sgmodel.data import class_labels, loader, windows
@@ -285,7 +285,7 @@ def per_place(
         counts: Confusion matrices (N, K, K), one per sample.
         figure: Computes figures by name from a confusion matrix (K, K).
     """
-    table = tar_format.read_index(source.folder)
+    table = shard_index.read_index(source.folder)
     if "place" not in table.column_names:
         return {}
     place_of = dict(zip(table["key"].to_pylist(), table["place"].to_pylist(), strict=True))

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from sgdata import files, output_names
 from sgdata.pages import distance
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index
 from sgdata.splits import nearest
 from sgdata.types import Array, Contract
 from sgmodel import distributed
@@ -99,7 +99,7 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
 
 def _ground(samples: loader.Samples) -> nearest.Ground | None:
     """Return the ground of samples by the index of their shards; None if one of them has no place."""
-    table = tar_format.read_index(samples.folder)
+    table = shard_index.read_index(samples.folder)
     position = {key: at for at, key in enumerate(table["key"].to_pylist())}
     rows = table.take([position[key] for key in samples.keys])
     crs = rows["crs"].to_pylist()

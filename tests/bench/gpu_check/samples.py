@@ -12,7 +12,7 @@ import numpy as np
 
 from gpu_check.trainings import SPLIT
 from sgdata import sentinel2
-from sgdata.shards import tar_format
+from sgdata.shards import shard_index, tar_format
 from sgdata.types import CONTRACT_FORMAT, BandStatistics, Codec, Contract, LabelSpace, Sample, Task
 from sgmodel.data import loader, member_layout, tar_source
 
@@ -27,7 +27,7 @@ _STATISTICS = BandStatistics(
 class MemoryIndexed(loader.Samples):
     """Shards written in this process: tars are read as ever, the index is the writer's rows instead of a file."""
 
-    def __init__(self, folder: Path, contract: Contract, rows: Sequence[tar_format.Row], codec: Codec):
+    def __init__(self, folder: Path, contract: Contract, rows: Sequence[shard_index.Row], codec: Codec):
         # Not the constructor of Samples, which needs pyarrow for the index and pydantic for the contract.
         self.folder, self.split, self.contract, self.codec = folder, SPLIT, contract, codec
         self.keys = [row["key"] for row in rows]
@@ -38,7 +38,7 @@ class MemoryIndexed(loader.Samples):
         self.verify, self._verified = "first", {name: bytearray(len(rows)) for name in members}
 
 
-def _member(rows: Sequence[tar_format.Row], name: str) -> member_layout.MemberLayout:
+def _member(rows: Sequence[shard_index.Row], name: str) -> member_layout.MemberLayout:
     stored = np.array([row[f"{name}_dtype"] for row in rows])
     return member_layout.MemberLayout(
         start=[row[f"{name}_offset"] for row in rows],
@@ -57,7 +57,7 @@ def write(folder: Path, task: Task, *, count: int, px: int) -> MemoryIndexed:
     codec: Codec = "blosc" if importlib.util.find_spec("imagecodecs") else "npy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / tar_format.shard_name("gpu-check", SPLIT, 0)
-    rows: list[tar_format.Row] = []
+    rows: list[shard_index.Row] = []
     # Not `tar_format.write_tar`, which needs webdataset.
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in _samples(task, count, px):
