@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from sgdata.releases.release_content import ReleaseOrder
 from sgdata.scenes import lock, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
-from sgdata.shards import contracts, tar_format
+from sgdata.shards import contracts, shard_index
 from sgdata.types import Grid
 from tests import synthetic
 
@@ -157,6 +158,15 @@ def test_the_card_is_made_from_lock_and_audit(released: Path) -> None:
     assert (released / "README.md").read_text() == text
 
 
+@pytest.mark.filterwarnings("ignore")  # webdataset under torch
+def test_the_code_of_the_card_reads_the_release(released: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall("```python\n(.*?)```", (released / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(released)
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102
+    assert next(iter(names["samples"]))["image.blosc"].shape == (12, 16, 16)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # rdflib under mlcroissant
 def test_croissant_is_valid_and_reads_the_index(released: Path) -> None:
     import mlcroissant
@@ -166,7 +176,7 @@ def test_croissant_is_valid_and_reads_the_index(released: Path) -> None:
     assert (issues.errors, issues.warnings) == (set(), set())
     rows = list(dataset.records("samples"))
     records = sorted((row["samples/key"].decode(), row["samples/west"]) for row in rows)
-    index = tar_format.read_index(released).to_pylist()
+    index = shard_index.read_index(released).to_pylist()
     assert records == sorted((row["key"], row["west"]) for row in index)
 
 
