@@ -28,7 +28,7 @@ from sgdata.errors import SettingError
 from sgdata.shards import write_shards
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import dense_prediction, metrics, neighbours, training
+from sgmodel.train import dense_prediction, metrics, neighbours, pixel_baseline, training
 
 CROPS = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
 
@@ -119,7 +119,7 @@ def test_the_linear_baseline_is_linear_discriminant_analysis(tmp_path: Path) -> 
     setting = training.resolve(
         segmentation("tiny", *TINY), source.contract, run_paths_for(tmp_path / "shards", tmp_path)
     )
-    model = dense_prediction.fit_linear(setting, source, ("image",), None)
+    model = pixel_baseline.fit_linear(setting, source, ("image",), None)
     counts = metrics.weighted(dense_prediction.evaluate(setting, model, source))
     x = np.concatenate([one.arrays["image"].reshape(12, -1).T for one in made]).astype(float)
     y = np.concatenate([one.arrays["mask"].ravel() for one in made])

@@ -24,7 +24,16 @@ from sgmodel.data import augment, loader
 from sgmodel.data import windows as win
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import dense_prediction, finetune, frozen_features, loop, metrics, pixel_change, training
+from sgmodel.train import (
+    dense_prediction,
+    finetune,
+    frozen_features,
+    loop,
+    metrics,
+    pixel_baseline,
+    pixel_change,
+    training,
+)
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -99,7 +108,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
             return compute_metrics(metrics.weighted(evaluate(setup, model, held_out)))
         counts, small = evaluate_by_size(setup, model, held_out)
         dense_prediction.write_scenes(paths.out, held_out.keys, counts)
-        linear = evaluate(setup, dense_prediction.fit_linear(setup, pairs, MEMBERS[:2], weights), held_out)
+        linear = evaluate(setup, pixel_baseline.fit_linear(setup, pairs, MEMBERS[:2], weights), held_out)
         per_scene = {
             scene: {**compute_metrics(each), "confusion": each.tolist()}
             for scene, each in zip(held_out.keys, counts, strict=True)

@@ -32,6 +32,7 @@ from sgmodel.train import (
     loop,
     metrics,
     pictures,
+    pixel_baseline,
     run_folder,
     training,
 )
@@ -86,7 +87,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
         _show(setup, model, held_out, paths.out / "pictures" / f"step-{steps:06d}.png")
         dense_prediction.write_scenes(paths.out, held_out.keys, counts)
         linear = dense_prediction.evaluate(
-            setup, dense_prediction.fit_linear(setup, source, MEMBERS[:1], weights), held_out
+            setup, pixel_baseline.fit_linear(setup, source, MEMBERS[:1], weights), held_out
         )
         majority, names = int(counted().argmax()), setup.contract.label_space.names
         places = dense_prediction.per_place(held_out, counts, compute_metrics)
