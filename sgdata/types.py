@@ -6,7 +6,6 @@ Conventions: arrays are (C, H, W); bounds are (west, south, east, north); bands 
 
 from __future__ import annotations
 
-import colorsys
 import math
 import re
 from collections.abc import Mapping
@@ -220,20 +219,6 @@ class BandStatistics:
     p99: float
 
 
-CHANGE_COLOURS = ("#303030", "#f5d442")
-"""Unchanged and changed."""
-
-
-def default_colours(count: int) -> tuple[str, ...]:
-    """Return `count` different colours (#rrggbb); the first ones do not depend on `count`."""
-    colours = []
-    for number in range(count):
-        # By the golden ratio, neighbours get hues far apart; three levels of brightness separate hues that come close.
-        red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.6, (0.9, 0.7, 0.5)[number % 3])
-        colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
-    return tuple(colours)
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
     """Meaning of label values.
@@ -276,9 +261,9 @@ class LabelSpace:
     @property
     def palette(self) -> dict[int, str]:
         """Colour (#rrggbb) of each id: `colours` if set, else default colours by the position of the class."""
-        colours = self.colours
-        if not colours:
-            colours = CHANGE_COLOURS if self.task == "change" and len(self.ids) == 2 else default_colours(len(self.ids))
+        from sgdata import class_colours  # here, so that this module, which nearly all import, imports no other
+
+        colours = self.colours or class_colours.default_colours(len(self.ids), change=self.task == "change")
         return dict(zip(self.ids, colours, strict=True))
 
 

@@ -13,13 +13,14 @@ import pytest
 
 from sgdata import output_names, package_data
 from sgdata.builds import build_folder
+from sgdata.class_colours import default_colours
 from sgdata.datasets import cards
 from sgdata.errors import ExitCode, SettingError
 from sgdata.labels import class_tables, make_labels, rasterize, tag_rules
 from sgdata.pages import tables
 from sgdata.rasters import geotiff
 from sgdata.simulation import archive
-from sgdata.types import Grid, default_colours
+from sgdata.types import Grid
 
 ROOT = Path(__file__).resolve().parents[1]
 TIERS, GROUPS = ("core", "ext"), ("drive",)
