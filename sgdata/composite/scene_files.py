@@ -42,6 +42,7 @@ class WindowRequest:
         margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
         kernel: resampling kernel for pixels of another CRS.
         access: hosts that may be asked; None: those of an address that the user named.
+        headers: folder that keeps the headers of remote files; None to keep none.
     """
 
     name: str
@@ -53,6 +54,7 @@ class WindowRequest:
     margin_m: float = 0
     kernel: resample.Kernel = "nearest"
     access: Access | None = None
+    headers: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +68,15 @@ class SceneFile:
             window. The whole window where pixels are warped.
         strips: function that yields a part of `grid` from top to bottom in (h, W) strips that end where blocks end.
             Strips may share memory: copy those that must outlive the next one.
+        identity: identity of the file from before any pixel was read (`sgdata.remote.identity`); "" if a server gives
+            none.
     """
 
     grid: Grid
     dtype: str
     block: Window
     strips: Callable[[Window], Iterator[Array]]
+    identity: str
 
     def rows(self, first: int = 0, last: int | None = None) -> Iterator[Array]:
         """Yield rows `first` to `last` (default: all) as `strips` does."""

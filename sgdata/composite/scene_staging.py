@@ -21,8 +21,8 @@ from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Grid
 
-READERS = 4
-"""Files of one scene that are read at a time: decompressing, hashing and waiting for a server all release the GIL."""
+READERS, REMOTE_READERS = 4, 16
+"""Files that are read at a time, on disks and on servers: decompressing, hashing and waiting all release the GIL."""
 
 CLEAR_SCORE, BRIGHT_TARGETS = "clear_score", "bright_targets"
 """Keys, among the staged files of a scene, of its clear scores and of the bright targets, the same for all scenes."""
@@ -114,7 +114,11 @@ def stage_files(request: SceneRequest) -> StagedScene | Dropped:
     """
     for url in request.signed:
         urls.remember(url)
-    results = dict(zip(request.windows, _readers().map(_stage, request.windows.values()), strict=True))
+    pending = {
+        band: _readers(REMOTE_READERS if urls.is_http(window.asset.href) else READERS).submit(_stage, window)
+        for band, window in request.windows.items()
+    }
+    results = {band: result.result() for band, result in pending.items()}
     if failed := [result for result in results.values() if isinstance(result, SourceError)]:
         return _dropped(request, failed)
     staged = {band: result for band, result in results.items() if isinstance(result, window_staging.StagedWindow)}
@@ -138,9 +142,9 @@ def _dropped(request: SceneRequest, errors: list[SourceError]) -> Dropped:
 
 
 @cache
-def _readers() -> ThreadPoolExecutor:
-    """Return the thread pool of this process."""
-    return ThreadPoolExecutor(READERS)
+def _readers(count: int) -> ThreadPoolExecutor:
+    """Return the thread pool of this process with `count` threads."""
+    return ThreadPoolExecutor(count)
 
 
 def has_data(

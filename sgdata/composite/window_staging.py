@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -19,10 +20,11 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, safe_names
-from sgdata.composite import gdal_files
+from sgdata.composite import gdal_files, remote_tiffs
 from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, resample
+from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.remote import identity, retry
 from sgdata.scenes import signing
 from sgdata.types import Array, Grid, Window
@@ -159,23 +161,32 @@ def _has_same_sample(staged: StagedWindow, request: WindowRequest, href: str) ->
         return np.array_equal(np.concatenate([*map(np.copy, source.rows(first, last))]), staged.rows(first, last))
 
 
-def open_scene_file(request: WindowRequest, href: str) -> AbstractContextManager[SceneFile]:
+@contextmanager
+def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window with what its layout takes, and compare its header with its item.
 
     Args:
         request: the window, and what the item says of the file.
         href: address to open, signed where its server wants that.
 
-    Returns:
-        A context that yields the open file; it raises SourceError if the file cannot be opened or differs from its
-        item, also while it is read.
+    Yields:
+        The open file.
+
+    Raises:
+        SourceError: the file cannot be opened or differs from its item, also while it is read.
     """
-    return gdal_files.open_with_gdal(request, href)
+    with ExitStack() as stack:
+        if remote_tiffs.takes(href):
+            try:
+                yield stack.enter_context(remote_tiffs.open_remote_tiff(request, href))
+                return
+            except OtherLayoutError as error:
+                log.debug("%s: has %s, which is read by GDAL", request.name, error)
+        yield stack.enter_context(gdal_files.open_with_gdal(request, href))
 
 
 def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     data = safe_names.with_ending(request.target, ".bin")
-    identified = identity.identify_address(href, request.access)  # before, so that a change meanwhile is noticed later
     # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
         files.replacing(data) as temporary,
@@ -200,7 +211,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         dtype=source.dtype,
         sha256=digest.hexdigest(),
         holes=bool(holes),
-        source=identified or "",
+        source=source.identity,
     )
     files.write(done, files.checked_json(staged))
     return staged

@@ -59,9 +59,18 @@ def identify_address(href: str, access: Access | None = None) -> str | None:
             if not answer.ok:
                 return None
             headers = [answer.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Range")]
-            return files.sha256(files.canonical_json(headers)) if any(headers[:2]) else ""
+            return _of_headers(headers)
     except (requests.RequestException, SgdataError, ValueError):
         return None
+
+
+def of_headers(etag: str, modified: str, size: int) -> str:
+    """Return what `identify_address` returns for a file of `size` bytes with this ETag and date; "" for none."""
+    return _of_headers([etag, modified, f"bytes 0-0/{size}"])
+
+
+def _of_headers(headers: list[str]) -> str:
+    return files.sha256(files.canonical_json(headers)) if any(headers[:2]) else ""
 
 
 def _state(path: str) -> tuple[int, ...]:

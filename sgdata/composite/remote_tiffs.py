@@ -1,0 +1,223 @@
+"""Open a GeoTIFF on a web server without GDAL: its header in one request, then only the blocks of the window."""
+
+from __future__ import annotations
+
+import base64
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from sgdata import files, urls
+from sgdata.composite import scene_files
+from sgdata.composite.scene_files import SceneFile, WindowRequest
+from sgdata.errors import SourceError
+from sgdata.rasters import block_tables, blocks, geotiff
+from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
+from sgdata.remote import host_limits, identity, ranges
+from sgdata.remote.access import access_of, check_host
+from sgdata.remote.ranges import Patience, RemoteFile
+from sgdata.types import Array, Window
+
+HEADER_BYTES = 1 << 15
+"""Bytes of the first request: headers of COGs with blocks of 1024 have some 2 kB, with blocks of 256 some 30 kB."""
+MORE_HEADERS, MORE_BYTES = 4, 1 << 22
+"""Further requests for a header that is not in one piece, and their bytes, before a file is left to GDAL."""
+AHEAD_BYTES = 1 << 24
+"""Bytes of one file that are requested before their pixels are used."""
+CUSTOM = (
+    *("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_AUTH", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"),
+    *("GDAL_HTTP_COOKIE", "GDAL_HTTP_COOKIEFILE", "GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY", "GDAL_HTTP_PROXYUSERPWD"),
+    *("GDAL_HTTP_UNSAFESSL", "GDAL_HTTP_SSLCERT", "GDAL_HTTP_SSLKEY", "GDAL_HTTP_CAPATH", "GDAL_CURL_CA_BUNDLE"),
+    *("GDAL_HTTP_NETRC_FILE", "CPL_CURL_GZIP", "GDAL_HTTP_USERAGENT", "CPL_VSIL_CURL_USE_HEAD"),
+)
+"""Settings of GDAL with which a user wants requests of another kind: all files are left to it."""
+
+
+def takes(href: str) -> bool:
+    """Return whether an address may be that of a file for this reader: its layout is known only once it is open."""
+    from rasterio._env import get_gdal_config
+    from requests.utils import get_netrc_auth
+
+    path = href.partition("?")[0].lower()
+    return (
+        urls.is_http(href)
+        and ranges.is_plain(href)
+        and not path.endswith(".jp2")
+        and not any(get_gdal_config(name) is not None for name in CUSTOM)
+        and get_netrc_auth(href) is None
+    )
+
+
+@contextmanager
+def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
+    """Open the file of a window and compare its header with its item.
+
+    Raises:
+        OtherLayoutError: the file is left to GDAL; before anything is yielded.
+        SourceError: it cannot be read or differs from its item, also while it is read.
+    """
+    shown = urls.without_secrets(href)
+    try:
+        opened = _open(request, href, shown)
+        table = opened.table
+        dtype = np.dtype(table.dtype).name
+        header = geotiff.Header(grid=table.grid, dtype=dtype, nodata=table.nodata, bands=1)
+        scene_files.choose_band(request, [1])
+        scene_files.check(request, header)
+        grid, window = scene_files.find_window(request, header, geographic=False)
+        if window is None:
+            raise OtherLayoutError("pixels of another CRS")
+        place = window
+
+        def strips(part: Window) -> Iterator[Array]:
+            row, col = place.row + part.row, place.col + part.col
+            return _read_strips(opened, Window(row=row, col=col, height=part.height, width=part.width), shown)
+
+        block = scene_files.block_at(window, table.block)
+        source = identity.of_headers(opened.file.etag, opened.file.modified, opened.file.size)
+        yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
+    except ranges.ChangedError as error:
+        if kept := _header_file(request, href):
+            kept.unlink(missing_ok=True)
+        reason = "it changed while it was read, or since its header was kept"
+        raise SourceError(f"{shown}: cannot be read: {reason}; fetch it again or leave it out") from error
+    except blocks.DamagedBlockError as error:
+        raise SourceError(f"{shown}: cannot be read: {error}; fetch it again or leave it out") from error
+    except ranges.NoRangesError as error:
+        raise OtherLayoutError(str(error)) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    file: RemoteFile
+    table: BlockTable
+    patience: Patience
+
+
+def patience() -> Patience:
+    """Return how often requests are repeated: as often as GDAL's, by the same settings."""
+    from rasterio._env import get_gdal_config
+
+    def setting(name: str) -> float:
+        chosen = get_gdal_config(name)
+        return float(geotiff.READING[name] if chosen is None else chosen)
+
+    return Patience(retries=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))
+
+
+# --- header --------------------------------------------------------------------------------
+
+
+def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
+    """Return a file with its header, as an earlier run kept it or from its server."""
+    access, waits = request.access or access_of(href), patience()
+    kept = _header_file(request, href)
+    if kept is not None and (known := _read_header(kept, href, request)) is not None:
+        file, parts = known
+        check_host(href, access)
+        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), patience=waits)
+    file, first = ranges.open_file(href, access, first_bytes=HEADER_BYTES, patience=waits)
+    parts = {0: first}
+    for _ in range(MORE_HEADERS):
+        try:
+            table = block_tables.parse(parts, file.size, shown)
+            break
+        except block_tables.MissingBytesError as error:
+            stop = min(max(error.stop, error.start + HEADER_BYTES), file.size)
+            if stop - error.start > MORE_BYTES:
+                raise OtherLayoutError(f"header of {stop - error.start:,} bytes") from None
+            parts[error.start] = bytes(ranges.read(file, error.start, stop, waits))
+    else:
+        raise OtherLayoutError(f"header in more than {MORE_HEADERS} pieces")
+    if kept is not None and file.url == href and (file.etag or file.modified):
+        _write_header(kept, file, parts)
+    return _Opened(file=file, table=table, patience=waits)
+
+
+def _header_file(request: WindowRequest, href: str) -> Path | None:
+    name = files.sha256(urls.without_secrets(href).encode())[:32]
+    return request.headers / f"{name}.json" if request.headers else None
+
+
+def _write_header(path: Path, file: RemoteFile, parts: dict[int, bytes]) -> None:
+    document = {
+        "size": file.size,
+        "etag": file.etag,
+        "modified": file.modified,
+        "parts": {str(start): base64.b64encode(content).decode() for start, content in parts.items()},
+    }
+    files.write(path, files.checked_json(document))
+
+
+def _read_header(path: Path, href: str, request: WindowRequest) -> tuple[RemoteFile, dict[int, bytes]] | None:
+    """Return a kept header; None if there is none, or it is damaged or of another version."""
+    document = files.read_checked_json(path)
+    try:
+        if document is None:
+            return None
+        parts = {int(start): base64.b64decode(content) for start, content in document["parts"].items()}
+        about = {"size": int(document["size"]), "etag": str(document["etag"]), "modified": str(document["modified"])}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return None
+    return RemoteFile(url=href, access=request.access or access_of(href), **about), parts  # type: ignore[arg-type]
+
+
+# --- pixels --------------------------------------------------------------------------------
+
+
+@cache
+def _fetchers() -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for ranges, as many as one host may be asked at a time."""
+    return ThreadPoolExecutor(host_limits.MOST, "ranges")
+
+
+def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]:
+    """Yield a window from top to bottom in strips that end where blocks end, while further ranges are on their way."""
+    table = opened.table
+    runs = blocks.plan_runs(table, window)
+    blocks.check_sizes(table, runs, opened.file.size, shown)
+    pending = deque(runs)
+    requested: deque[tuple[blocks.Run, Future[memoryview]]] = deque()
+    ahead = 0
+    arrived: list[tuple[blocks.Run, memoryview]] = []
+    native = np.dtype(table.dtype).newbyteorder("=")
+    try:
+        for row in blocks.rows_of(table, window):
+            while pending and (pending[0].first_row <= row or ahead < AHEAD_BYTES):
+                run = pending.popleft()
+                ahead += run.stop - run.start
+                requested.append((run, _fetchers().submit(_fetch, opened, run)))
+            while requested and requested[0][0].first_row <= row:
+                run, future = requested.popleft()
+                arrived.append((run, future.result()))
+                ahead -= run.stop - run.start
+            part = _part(table, row, window)
+            out = np.empty((part.height, part.width), native)
+            for run, content in arrived:
+                blocks.place_blocks(table, run, content, part, out, row=row)
+            arrived = [(run, content) for run, content in arrived if run.last_row > row]
+            blocks.fill_left_out(table, row, part, out)
+            if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
+                out[out == table.nodata] = 0
+            yield out
+    finally:
+        for _, future in requested:
+            future.cancel()
+
+
+def _fetch(opened: _Opened, run: blocks.Run) -> memoryview:
+    return ranges.read(opened.file, run.start, run.stop, opened.patience)
+
+
+def _part(table: BlockTable, row: int, window: Window) -> Window:
+    """Return the part of a window in one row of blocks."""
+    height = table.block[0]
+    first = max(row * height, window.row)
+    last = min((row + 1) * height, window.row + window.height)
+    return Window(row=first, col=window.col, height=last - first, width=window.width)

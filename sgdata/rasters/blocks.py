@@ -1,0 +1,172 @@
+"""Join the blocks of a window into byte ranges, and decode them. Pure."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sgdata import limits
+from sgdata.rasters.block_tables import BlockTable
+from sgdata.types import Array, Window
+
+RUN_BYTES = 1 << 23
+"""Most bytes of one range, unless one block is larger."""
+GAP_SHARE = 0.08
+"""Bytes between blocks that may be read as well to save requests, as a share of the bytes needed."""
+GAP_BYTES = 1 << 16
+"""Largest gap that is read over: a request costs about as much time."""
+
+
+class DamagedBlockError(Exception):
+    """A block does not decode to its pixels; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A byte range of a file, and the blocks inside it.
+
+    Attributes:
+        start: first byte.
+        stop: end, exclusive.
+        blocks: row and column of each block.
+    """
+
+    start: int
+    stop: int
+    blocks: tuple[tuple[int, int], ...]
+
+    @property
+    def first_row(self) -> int:
+        """First row of blocks of which the range has some."""
+        return min(row for row, _ in self.blocks)
+
+    @property
+    def last_row(self) -> int:
+        """Last such row."""
+        return max(row for row, _ in self.blocks)
+
+
+def rows_of(table: BlockTable, window: Window) -> range:
+    """Return the rows of blocks that a window touches."""
+    return range(window.row // table.block[0], -(-(window.row + window.height) // table.block[0]))
+
+
+def plan_runs(table: BlockTable, window: Window) -> list[Run]:
+    """Return the ranges that hold all blocks of a window, in the order of their first rows of blocks.
+
+    Blocks that lie beside each other in the file come in one range, also over small gaps while these are few bytes in
+    all. Blocks that the file leaves out are in no range.
+    """
+    rows = rows_of(table, window)
+    cols = range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1]))
+    places = sorted(
+        (int(table.offsets[i, j]), int(table.sizes[i, j]), i, j)
+        for i in rows
+        for j in cols
+        if table.offsets[i, j] and table.sizes[i, j]
+    )
+    bridged = _bridged(places)
+    runs: list[Run] = []
+    group: list[tuple[int, int]] = []
+    start = stop = 0
+    for offset, size, i, j in places:
+        joins = group and (offset <= stop or offset in bridged) and max(stop, offset + size) - start <= RUN_BYTES
+        if group and not joins:
+            runs.append(Run(start=start, stop=stop, blocks=tuple(group)))
+            group = []
+        if not group:
+            start = stop = offset
+        stop = max(stop, offset + size)
+        group.append((i, j))
+    if group:
+        runs.append(Run(start=start, stop=stop, blocks=tuple(group)))
+    return sorted(runs, key=lambda run: (run.first_row, run.start))
+
+
+def _bridged(places: list[tuple[int, int, int, int]]) -> set[int]:
+    """Return where the blocks begin whose distance from the block before is read over: the smallest gaps first."""
+    gaps = sorted(
+        (offset - (before[0] + before[1]), offset)
+        for before, (offset, *_) in itertools.pairwise(places)
+        if 0 < offset - (before[0] + before[1]) <= GAP_BYTES
+    )
+    left = GAP_SHARE * sum(size for _, size, *_ in places)
+    chosen = set()
+    for gap, offset in gaps:
+        left -= gap
+        if left < 0:
+            break
+        chosen.add(offset)
+    return chosen
+
+
+def check_sizes(table: BlockTable, runs: list[Run], size: int, name: str) -> None:
+    """Compare ranges with the size of their file and the limit of a block. Raises DamagedBlockError or SourceError."""
+    for run in runs:
+        if run.stop > size:
+            raise DamagedBlockError(f"its blocks end at byte {run.stop:,} of {size:,}")
+        for place in run.blocks:
+            limits.BLOCK_BYTES.check(int(table.sizes[place]), name)
+
+
+def place_blocks(table: BlockTable, run: Run, content: memoryview, window: Window, out: Array, *, row: int) -> None:
+    """Decode the blocks of a range in one row of blocks, and copy what lies in `window` to `out`.
+
+    Raises DamagedBlockError.
+    """
+    for place in run.blocks:
+        if place[0] == row:
+            first = int(table.offsets[place]) - run.start
+            values = decode(table, place, content[first : first + int(table.sizes[place])])
+            _place(window, table.block, place, values, out)
+
+
+def fill_left_out(table: BlockTable, row: int, window: Window, out: Array) -> None:
+    """Set the pixels in `window` of blocks that the file leaves out, in a row of blocks, to its nodata, else to 0."""
+    nodata = table.nodata
+    known = nodata is not None and nodata.is_integer() and 0 <= nodata <= np.iinfo(out.dtype).max
+    empty = np.full((1, 1), int(nodata) if known and nodata is not None else 0, out.dtype)
+    for col in range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1])):
+        if not (table.offsets[row, col] and table.sizes[row, col]):
+            _place(window, table.block, (row, col), np.broadcast_to(empty, table.block), out)
+
+
+def _place(window: Window, block: tuple[int, int], at: tuple[int, int], values: Array, out: Array) -> None:
+    """Copy the part of a block that lies in `window` to `out`, whose pixels are those of `window`."""
+    top, left = at[0] * block[0], at[1] * block[1]
+    first, last = max(top, window.row), min(top + values.shape[0], window.row + window.height)
+    near, far = max(left, window.col), min(left + values.shape[1], window.col + window.width)
+    if first < last and near < far:
+        there = out[first - window.row : last - window.row, near - window.col : far - window.col]
+        there[...] = values[first - top : last - top, near - left : far - left]
+
+
+def decode(table: BlockTable, at: tuple[int, int], content: memoryview) -> Array:
+    """Return the pixels of one block. Raises DamagedBlockError."""
+    import imagecodecs
+
+    height, width = table.block
+    if table.strips:
+        height = min(height, table.grid.shape[0] - at[0] * height)
+    dtype = np.dtype(table.dtype)
+    room = np.empty((height, width), dtype)
+    flat = room.reshape(-1).view(np.uint8)
+    try:
+        got: Any
+        if table.compression == "none":
+            got = content[: room.nbytes]
+            flat[: len(got)] = np.frombuffer(got, np.uint8)
+        else:
+            # Into memory of the right size, so that no block grows beyond what its header declares.
+            got = getattr(imagecodecs, f"{table.compression}_decode")(content, out=flat)
+    except Exception as error:  # of one type per codec
+        raise DamagedBlockError(f"block {at} of {len(content):,} bytes is damaged: {error!s:.80}") from error
+    if len(got) != room.nbytes:
+        raise DamagedBlockError(f"block {at} has {len(got):,} bytes of pixels, expected {room.nbytes:,}")
+    values = room.astype(dtype.newbyteorder("="), copy=False)
+    if table.predicted:  # TIFF predictor 2: differences along the row, modulo the type
+        imagecodecs.delta_decode(values, axis=1, out=values)
+    return values

@@ -1,0 +1,316 @@
+"""Read byte ranges of files on web servers: many at a time, each checked against what the first answer said.
+
+The first request of a file goes through `sgdata.remote.web`, which checks every host that it is redirected to. Ranges
+are read by obstore, which keeps connections open and speaks HTTP/2 where a server offers it. It does not show the
+headers of a refusal: a range that was refused is asked for again through `web`, where Retry-After can be read.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from sgdata import urls
+from sgdata.errors import SourceError
+from sgdata.remote import host_limits, retry, web
+from sgdata.remote.access import Access
+
+if TYPE_CHECKING:
+    import requests
+    from obstore.store import HTTPStore
+
+T = TypeVar("T")
+
+CONNECT_S, STALLED_S = 20, 60
+"""Longest time to connect, and without a byte; none for a whole answer, which may be slow but steady."""
+LONGEST_WAIT_S = 300.0
+BUSY = frozenset({429, 503})
+"""Answers of a server that wants fewer requests."""
+_PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
+_STATUS = re.compile(r"status code: (\d{3})")
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class NoRangesError(Exception):
+    """A server does not give parts of a file, or not in a way that can be checked; the message says why."""
+
+
+class ChangedError(Exception):
+    """A file is not the one that its first answer described."""
+
+
+class FailedError(retry.TransientError):
+    """A request failed in a way that may pass; `busy` says that the server wants fewer."""
+
+    def __init__(self, message: str, *, busy: bool = False, wait_s: float = 0.0) -> None:
+        """Store the message, the cause and the shortest waiting time."""
+        super().__init__(message, wait_s=wait_s)
+        self.busy = busy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How often a failed request is sent again.
+
+    Attributes:
+        retries: tries after the first, not counting those that a server refused while it answered others.
+        wait_s: seconds before the first of them, doubled for each further one.
+        sleep: function that waits; tests replace it.
+    """
+
+    retries: int = 5
+    wait_s: float = 1.0
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file on a server, as its first answer described it.
+
+    Attributes:
+        url: address behind all redirects, with its secrets.
+        size: bytes.
+        etag: entity tag; "" without one.
+        modified: date of the last change as the server writes it; "" without one.
+        access: hosts that may be asked.
+    """
+
+    url: str = field(repr=False)
+    size: int
+    etag: str
+    modified: str
+    access: Access
+
+    @property
+    def host(self) -> str:
+        """Scheme, name and port."""
+        return "{}://{}".format(*urlsplit(self.url)[:2])
+
+
+def open_file(url: str, access: Access, *, first_bytes: int, patience: Patience) -> tuple[RemoteFile, bytes]:
+    """Read the first bytes of a file, and what its server says of it, in one request.
+
+    Args:
+        url: address.
+        access: hosts that may be asked.
+        first_bytes: bytes to read; fewer come of a smaller file.
+        patience: how often to try.
+
+    Returns:
+        The file and its first bytes.
+
+    Raises:
+        NoRangesError: the server does not give ranges.
+        SourceError: it leads to a host that may not be asked, or cannot be read.
+    """
+    limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
+
+    def attempt(_: bool) -> tuple[RemoteFile, bytes]:
+        answer, content = _asked(url, access, 0, first_bytes)
+        found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+        if found is None or int(found[1]) != 0 or int(found[2]) + 1 != min(first_bytes, int(found[3])):
+            raise NoRangesError(f"answer with range {answer.headers.get('Content-Range', '')!r:.60}")
+        if len(content) != int(found[2]) + 1:
+            raise FailedError(f"{len(content):,} bytes of {int(found[2]) + 1:,} came")
+        file = RemoteFile(
+            url=str(answer.url),
+            size=int(found[3]),
+            etag=answer.headers.get("ETag", ""),
+            modified=answer.headers.get("Last-Modified", ""),
+            access=access,
+        )
+        return file, content
+
+    opened: tuple[RemoteFile, bytes] = patiently(attempt, limit, patience, url)
+    return opened
+
+
+def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryview:
+    """Read bytes `start` to `stop` (exclusive) of a file.
+
+    Raises:
+        ChangedError: the file is not what it was.
+        SourceError: the range cannot be read.
+    """
+
+    def attempt(refused: bool) -> memoryview:
+        return _read_with_session(file, start, stop) if refused else _read_with_obstore(file, start, stop)
+
+    content: memoryview = patiently(attempt, host_limits.of_host(file.host), patience, file.url)
+    return content
+
+
+def patiently(attempt: Callable[[bool], Any], limit: host_limits.HostLimit, patience: Patience, url: str) -> Any:
+    """Call `attempt(refused)` within the limit of a host until it succeeds; `refused` says that it was before.
+
+    Raises SourceError once the tries are used up.
+    """
+    failures, refused, wait = 0, False, patience.wait_s
+    while True:
+        before = limit.answers
+        try:
+            with limit.slot() as began:
+                try:
+                    result = attempt(refused)
+                except FailedError as error:
+                    if error.busy:
+                        limit.refused(began, min(error.wait_s, LONGEST_WAIT_S))
+                    raise
+                limit.answered()
+                return result
+        except FailedError as error:
+            refused = error.busy
+            # A server that answers others is merely busy: this one's turn will come.
+            failures += 0 if error.busy and limit.answers > before else 1
+            if failures > patience.retries:
+                raise SourceError(_unreadable(url, str(error))) from error
+        patience.sleep(min(wait, LONGEST_WAIT_S))
+        wait *= 2
+
+
+def _unreadable(url: str, reason: str) -> str:
+    return f"{urls.without_secrets(url)}: cannot be read: {reason:.200}; fetch it again or leave it out"
+
+
+# --- through requests ----------------------------------------------------------------------
+
+
+def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> tuple[requests.Response, bytes]:
+    """Send one request for a range, and return the answer with its body. Raises as `open_file`, and FailedError."""
+    import requests
+
+    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    if etag:
+        headers["If-Match"] = etag
+    try:
+        with _session(access).get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALLED_S)) as answer:
+            status = answer.status_code
+            if status in retry.TRANSIENT_STATUS:
+                wait_s = retry.retry_after_s(answer)
+                raise FailedError(f"HTTP response code {status}", busy=status in BUSY, wait_s=wait_s)
+            if status == 412:
+                raise ChangedError("changed")
+            if status >= 400 and status != 416:
+                _refuse(url, status)
+            if status != 206 or answer.headers.get("Content-Encoding", "identity") not in ("", "identity"):
+                raise NoRangesError(f"HTTP response code {status} to a request for a range")
+            content = bytearray()
+            for chunk in web.chunks(answer):
+                content += chunk
+                if len(content) > stop - start:
+                    raise FailedError(f"more than the {stop - start:,} bytes that were asked for")
+            return answer, bytes(content)
+    except (requests.RequestException, ValueError) as error:
+        raise FailedError(f"{type(error).__name__}: {error!s:.120}") from error
+
+
+def _refuse(url: str, status: int) -> None:
+    """Raise SourceError for a response that no second try changes, except with another signature."""
+    try:
+        raise PermissionError(f"HTTP response code {status}")
+    except PermissionError as error:
+        headers = " (the server may want headers in GDAL_HTTP_HEADERS)" if status in (401, 403) else ""
+        raise SourceError(_unreadable(url, f"{error}{headers}")) from error
+
+
+def _read_with_session(file: RemoteFile, start: int, stop: int) -> memoryview:
+    try:
+        answer, content = _asked(file.url, file.access, start, stop, _strong(file.etag))
+    except NoRangesError as error:
+        raise FailedError(str(error)) from error
+    found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if found is None or (int(found[1]), int(found[2]) + 1) != (start, stop) or len(content) != stop - start:
+        raise FailedError(f"bytes {start}-{stop - 1} were asked for, others came")
+    if (answer.headers.get("ETag", ""), int(found[3])) != (file.etag, file.size):
+        raise ChangedError("changed")
+    return memoryview(content)
+
+
+_sessions = threading.local()
+
+
+def _session(access: Access) -> requests.Session:
+    """Return the session of this thread, whose connections stay open."""
+    known: dict[Access, requests.Session] = _sessions.__dict__.setdefault("by_access", {})
+    if access not in known:
+        known[access] = web.session(access)
+    return known[access]
+
+
+# --- through obstore -----------------------------------------------------------------------
+
+
+def _read_with_obstore(file: RemoteFile, start: int, stop: int) -> memoryview:
+    import obstore
+    from obstore.exceptions import BaseError, PreconditionError
+
+    store, path = _store_of(file.url)
+    options: Any = {"range": (start, stop)}
+    if etag := _strong(file.etag):
+        options["if_match"] = etag
+    content = bytearray(stop - start)
+    at = 0
+    try:
+        result = obstore.get(store, path, options=options)
+        for chunk in result.stream(min_chunk_size=1 << 20):
+            part = memoryview(chunk)
+            if at + len(part) > len(content):
+                raise FailedError(f"more than the {len(content):,} bytes that were asked for")
+            content[at : at + len(part)] = part
+            at += len(part)
+    except PreconditionError as error:
+        raise ChangedError("changed") from error
+    except BaseError as error:
+        found = _STATUS.search(str(error))
+        status = int(found[1]) if found else 0
+        if 400 <= status < 500 and status not in retry.TRANSIENT_STATUS:
+            _refuse(file.url, status)
+        # What follows its first line may contain the address with its secrets.
+        reason = f"HTTP response code {status}" if status else str(error).partition("\n")[0].rpartition(" - ")[2]
+        raise FailedError(reason, busy=status in BUSY) from error
+    if at != len(content):
+        raise FailedError(f"{at:,} bytes of {len(content):,} came")
+    if (result.meta["e_tag"] or "", result.meta["size"]) != (file.etag, file.size):
+        raise ChangedError("changed")
+    return memoryview(content)
+
+
+def _strong(etag: str) -> str:
+    """Return an entity tag if a server compares it byte for byte, as If-Match requires; "" otherwise."""
+    return "" if etag.startswith("W/") else etag
+
+
+def is_plain(url: str) -> bool:
+    """Return whether obstore asks for the same address: without a user, and without characters that it may escape."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(_PLAIN.fullmatch(parts.path))
+
+
+def _store_of(url: str) -> tuple[HTTPStore, str]:
+    """Return the store of a host, the same for files with the same query, and the path in it."""
+    parts = urlsplit(url)
+    query = f"?{parts.query}" if parts.query else ""
+    return _store(f"{parts.scheme}://{parts.netloc}/{query}"), parts.path.removeprefix("/")
+
+
+@lru_cache(maxsize=64)
+def _store(base: str) -> HTTPStore:
+    from obstore.store import HTTPStore
+
+    return HTTPStore.from_url(
+        base,
+        client_options={
+            "allow_http": True,
+            "http1_only": False,
+            "connect_timeout": f"{CONNECT_S}s",
+            "read_timeout": f"{STALLED_S}s",
+            "timeout": "1day",
+        },
+        retry_config={"max_retries": 0},  # `patiently` decides
+    )
