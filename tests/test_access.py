@@ -29,7 +29,7 @@ from sgdata.remote.access import Access, access_of, admit, check_host
 
 OPENERS: dict[str, tuple[str, ...]] = {
     "rasterio.open": ("sgdata.rasters.cog", "sgdata.simulation.cogs"),  # to write
-    "rasterio.io.DatasetReader": ("sgdata.rasters.opening",),
+    "rasterio.io.DatasetReader": ("sgdata.rasters.allowed_formats",),
     "requests.Session": ("sgdata.remote.web",),
     **dict.fromkeys(("requests.get", "requests.post", "requests.request", "requests.head"), ()),
     **dict.fromkeys(("urllib.request.urlopen", "urlopen", "urllib.request.urlretrieve", "urlretrieve"), ()),

@@ -23,8 +23,8 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.pages import audit_page
 from sgdata.rasters import dihedral
 from sgdata.shards import shard_index, write_shards
-from sgdata.splits import proximity
-from sgdata.splits.proximity import Footprint
+from sgdata.splits import shared_ground
+from sgdata.splits.shared_ground import Footprint
 from sgdata.types import Contract, LabelSpace, Sample
 from tests import synthetic
 
@@ -447,7 +447,7 @@ def square(crs: str, x: float, y: float, side: float) -> Footprint:
 def test_metres_between_squares_of_one_zone(shift: float, easting: float) -> None:
     """Boxes of neighbours in degrees overlap at the edge of a zone, where north is 2 degrees off; squares do not."""
     one, other = square("EPSG:32632", easting, 5.3e6, 1200), square("EPSG:32632", easting + shift, 5.3e6, 1200)
-    met = proximity.compare(proximity.to_columns([one]), proximity.to_columns([other]))
+    met = shared_ground.compare(shared_ground.to_columns([one]), shared_ground.to_columns([other]))
     assert (len(met.shared) == 1) == (abs(shift) < 1185)
     assert met.nearest_m[0] == pytest.approx(max(abs(shift) - 1200, 0), abs=12)
 
@@ -464,7 +464,9 @@ def test_ground_is_shared_across_zones_and_in_degrees() -> None:
     ]
     lon, lat = footprints[0].box[:2]
     degrees = Footprint(crs="EPSG:4326", box=(lon + 0.01, lat, lon + 0.02, lat + 0.01), size_m=(740, 1106))
-    met = proximity.compare(proximity.to_columns(footprints[:1]), proximity.to_columns([*footprints[1:], degrees]))
+    met = shared_ground.compare(
+        shared_ground.to_columns(footprints[:1]), shared_ground.to_columns([*footprints[1:], degrees])
+    )
     assert met.shared.tolist() == [[0, 0], [0, 2]]
     assert met.nearest_m[1] == pytest.approx(3800, rel=0.1)
 

@@ -178,7 +178,7 @@ SAFE = {
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),
         ("sgdata.datasets.fmow", "m.name"),
         ("sgdata.files", "n"),
-        ("sgdata.rasters.opening", "f'{file.name}.msk'"),
+        ("sgdata.rasters.allowed_formats", "f'{file.name}.msk'"),
         ("sgdata.releases.segmunich_released", "f'.{out.name}.partial'"),
     ],
     "a path of a catalogue, which access refuses outside the root": [("sgdata.remote.access", "path")],

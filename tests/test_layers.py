@@ -58,7 +58,7 @@ PURE = (
         "labels.tag_rules",
         "scenes.offsets",
     ),
-    *("scenes.aoi", "splits.blocks", "splits.proximity", "splits.ground_splits", "splits.nearest"),
+    *("scenes.aoi", "splits.blocks", "splits.shared_ground", "splits.ground_splits", "splits.ground_distance"),
     *(
         "shards.statistics",
         "shards.histogram",

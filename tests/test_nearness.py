@@ -19,14 +19,14 @@ from test_segment import recipe as segmentation
 
 from sgdata import files, output_names
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import distance, other_split, run
+from sgdata.pages import other_split, run, scores_by_distance
 from sgdata.shards import write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader
 from sgmodel.data.subset import within_budget
 from sgmodel.models.image_statistics import ImageStatistics
 from sgmodel.recipes import classify, detect_change, segment
-from sgmodel.train import metrics, neighbours, training_distance
+from sgmodel.train import frozen_classifiers, metrics, training_distance
 
 # Degrees of longitude at 48 degrees north that are a metre.
 METRE = 1 / 74_630
@@ -171,7 +171,7 @@ def test_likeness_replaces_metres_where_samples_have_no_place(tmp_path: Path) ->
     assert found[made[8].key][0] == pytest.approx(true, abs=1e-4)
     assert classify.main(classification("mode=knn"), run_paths_for(tmp_path / "shards", tmp_path / "run")) == 0
     bands = results(tmp_path / "run")["by_distance"]
-    assert {band["band"] for band in bands} <= {name for _, name in distance.LIKENESS}  # type: ignore[attr-defined]
+    assert {band["band"] for band in bands} <= {name for _, name in scores_by_distance.LIKENESS}  # type: ignore[attr-defined]
     assert sum(band["samples"] for band in bands) == 6  # type: ignore[attr-defined]
 
 
@@ -205,8 +205,8 @@ def test_bands_cover_every_distance_once() -> None:
 def test_damaged_bands_are_refused_by_the_page() -> None:
     for bands in ([1], [{"band": "x"}], "text", [{"band": "x", "samples": 2, "top1": 0.5}]):
         with pytest.raises(SourceError, match="expected a list of bands"):
-            distance.rows({"by_distance": bands})
-    assert distance.rows({}) == ()
+            scores_by_distance.rows({"by_distance": bands})
+    assert scores_by_distance.rows({}) == ()
 
 
 # --- statistics, votes, logistic regression ------------------------------------------------
@@ -231,7 +231,7 @@ def test_equal_votes_are_those_of_scikit_learn() -> None:
 
     rng = np.random.default_rng(0)
     bank, ours, labels = rng.normal(size=(300, 6)) * 7, rng.normal(size=(80, 6)) * 7, rng.integers(0, 4, 300)
-    found = neighbours.equal_votes(torch.from_numpy(ours), torch.from_numpy(bank), torch.eye(4)[labels], 5)
+    found = frozen_classifiers.equal_votes(torch.from_numpy(ours), torch.from_numpy(bank), torch.eye(4)[labels], 5)
     mean, spread = bank.mean(0), bank.std(0)
     theirs = KNeighborsClassifier(5).fit((bank - mean) / spread, labels).predict_proba((ours - mean) / spread)
     np.testing.assert_allclose(found.numpy(), theirs, atol=1e-6)
@@ -243,18 +243,18 @@ def test_logistic_regression_separates_classes(classes: int) -> None:
     labels = rng.integers(0, classes, 400)
     features = torch.from_numpy(rng.normal(size=(400, 5)) + 6 * np.eye(classes, 5)[labels]).float()
     hot = torch.eye(classes)[labels]
-    logits = neighbours.logistic(features[300:], features[:300], hot[:300], single=True, strength=1.0)
+    logits = frozen_classifiers.logistic(features[300:], features[:300], hot[:300], single=True, strength=1.0)
     assert (logits.argmax(1).numpy() == labels[300:]).mean() > 0.95
-    several = neighbours.logistic(features[300:], features[:300], hot[:300], single=False, strength=1.0)
+    several = frozen_classifiers.logistic(features[300:], features[:300], hot[:300], single=False, strength=1.0)
     assert (several.argmax(1).numpy() == labels[300:]).mean() > 0.95
     # A strong penalty leaves little of the weights.
-    weak = neighbours.logistic(features[300:], features[:300], hot[:300], single=True, strength=1e4)
+    weak = frozen_classifiers.logistic(features[300:], features[:300], hot[:300], single=True, strength=1e4)
     assert weak.std() < 0.1 * logits.std()
     padded = torch.cat([hot, torch.zeros(400, 1)], dim=1)
-    absent = neighbours.logistic(features[300:], features[:300], padded[:300], single=True, strength=1.0)
-    assert (absent[:, classes] == neighbours.ABSENT).all()
+    absent = frozen_classifiers.logistic(features[300:], features[:300], padded[:300], single=True, strength=1.0)
+    assert (absent[:, classes] == frozen_classifiers.ABSENT).all()
     with pytest.raises(SettingError, match="of one class"):
-        neighbours.logistic(features[:5], features[:5], torch.eye(4)[[1] * 5], single=True, strength=1.0)
+        frozen_classifiers.logistic(features[:5], features[:5], torch.eye(4)[[1] * 5], single=True, strength=1.0)
 
 
 def test_the_recipes_of_statistics_run_with_each_budget(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
 from sgdata.errors import ExitCode, SgdataError, SourceError
-from sgdata.labels import coastline, label_losses, osm_features, rasterize, tag_rules
+from sgdata.labels import coastline, lost_features, osm_features, rasterize, tag_rules
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area, in_degrees
 from sgdata.types import Grid
@@ -293,9 +293,9 @@ def test_the_sea_is_painted_below_everything_and_a_file_replaces_coastlines(tmp_
 
 def test_a_share_of_losses_is_a_message() -> None:
     losses = {f"way/{n}": "lost: nodes of the ring are not in the data" for n in range(6)}
-    assert "6 of 100 OpenStreetMap features are lost (way/0: nodes" in label_losses.describe_many_lost(losses, 94)
-    assert label_losses.describe_many_lost(losses, 200) == ""
-    assert label_losses.describe_many_lost({"way/1": "mended: its ring crosses itself"}, 0) == ""
+    assert "6 of 100 OpenStreetMap features are lost (way/0: nodes" in lost_features.describe_many_lost(losses, 94)
+    assert lost_features.describe_many_lost(losses, 200) == ""
+    assert lost_features.describe_many_lost({"way/1": "mended: its ring crosses itself"}, 0) == ""
 
 
 # --- tables of osmnx -----------------------------------------------------------------------
@@ -404,7 +404,7 @@ def test_a_build_that_loses_labels_lists_them_and_exits_with_3(recipe: Path, tmp
     result = build(recipe, "--osm", str(tmp_path / "a.osm"))
     assert result.exit_code == ExitCode.FINDINGS, result.output
     assert "2 of 3 OpenStreetMap features are lost (way/10: nodes of the ring" in result.output
-    document = json.loads((tmp_path / "out" / label_losses.LOSSES).read_text())
+    document = json.loads((tmp_path / "out" / lost_features.LOSSES).read_text())
     assert document["features"] == 1
     assert document["losses"]["way/11"] == "lost: nodes of the ring are not in the data"
     with rasterio.open(tmp_path / "out" / "labels.tif") as dataset:
@@ -414,7 +414,7 @@ def test_a_build_that_loses_labels_lists_them_and_exits_with_3(recipe: Path, tmp
 def test_a_build_without_losses_is_content(recipe: Path, tmp_path: Path) -> None:
     written(tmp_path / "a.osm", town(lost=0))
     assert build(recipe, "--osm", str(tmp_path / "a.osm")).exit_code == 0
-    assert json.loads((tmp_path / "out" / label_losses.LOSSES).read_text())["losses"] == {}
+    assert json.loads((tmp_path / "out" / lost_features.LOSSES).read_text())["losses"] == {}
 
 
 def test_a_build_takes_a_table_of_osmnx_and_a_sea(recipe: Path, tmp_path: Path) -> None:

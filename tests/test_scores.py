@@ -28,7 +28,7 @@ from sgdata.errors import SettingError
 from sgdata.shards import write_shards
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import dense_prediction, metrics, neighbours, pixel_baseline, training
+from sgmodel.train import dense_prediction, frozen_classifiers, metrics, pixel_baseline, training
 
 CROPS = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
 
@@ -322,7 +322,7 @@ def test_neighbours_vote(tmp_path: Path) -> None:
 
 def test_votes_by_hand() -> None:
     features, bank = torch.eye(2), torch.tensor([[1.0, 0.1], [2.0, 0.0], [0.0, 3.0]])
-    found = neighbours.cosine_votes(features, bank, torch.eye(3), 2)
+    found = frozen_classifiers.cosine_votes(features, bank, torch.eye(3), 2)
     near = torch.tensor([1 / 1.01**0.5, 1.0]) / 0.07
     torch.testing.assert_close(found[0, :2], near.softmax(0))
     assert found[0, 2] == 0

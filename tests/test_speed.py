@@ -11,7 +11,7 @@ import pytest
 import torch
 from synthetic_shards import write, write_scenes
 
-from sgdata import files, package_data, step_log
+from sgdata import files, package_data, training_log
 from sgdata.pages import run
 from sgmodel import devices
 from sgmodel.data import augment
@@ -87,7 +87,7 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(tmp_path: Path) -
             result = Result(torch.ones(1), lambda values: Figures({"loss": values[0]}, 1.0))
             step = Step(index=index, result=result, failed=torch.zeros(()), lr=0.1, **times)  # type: ignore[arg-type]
             log.step(step, every=3, last=False, speed=speed)
-    first, second = step_log.read(tmp_path / "timings.jsonl")
+    first, second = training_log.read(tmp_path / "timings.jsonl")
     assert (first["step"], second["step"]) == (0, 3)
     for line, (wait, total) in ((first, (0.5, 1.0)), (second, (0.1, 2.0))):
         assert (line["wait_s"], line["step_s"]) == pytest.approx((wait, total))
@@ -99,13 +99,13 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(tmp_path: Path) -
 def test_a_run_is_summarised_by_medians_without_its_first_line() -> None:
     times = enumerate([(9, 8), (1, 0), (2, 1), (4, 0)])
     lines = [{"step": n, "step_s": s, "wait_s": w, "images_per_s": 8 / s} for n, (s, w) in times]
-    found = step_log.pace(lines)
+    found = training_log.pace(lines)
     assert found["step_s"] == 2 and found["images_per_s"] == 4
     assert found["wait_share"] == pytest.approx(1 / 7)
-    assert step_log.describe(found)["MFU"] == "-"
-    assert step_log.describe(found)["data wait"] == "14.3%"
-    assert step_log.pace(lines[:1])["step_s"] == 9
-    assert set(step_log.describe(step_log.pace([])).values()) == {"-"}
+    assert training_log.describe(found)["MFU"] == "-"
+    assert training_log.describe(found)["data wait"] == "14.3%"
+    assert training_log.pace(lines[:1])["step_s"] == 9
+    assert set(training_log.describe(training_log.pace([])).values()) == {"-"}
 
 
 @pytest.mark.parametrize("name", ["classify", "segment"])
@@ -121,7 +121,7 @@ def test_every_training_states_its_speed(name: str, tmp_path: Path) -> None:
     summary = json.loads((out / "summary.json").read_text())
     card = json.loads((out / "checkpoint-last" / "card.json").read_text())
     assert summary["device"].startswith("CPU ") and summary["precision"] == "fp32"
-    for line in step_log.read(out / "timings.jsonl"):
+    for line in training_log.read(out / "timings.jsonl"):
         assert line["tflops"] * line["step_s"] * 1e12 == pytest.approx(4 * summary["flops_per_sample"])
         assert line["mfu"] == pytest.approx(line["tflops"] / summary["peak_tflops"])
     assert math.isfinite(summary["mfu"]) and 0 <= summary["wait_share"] <= 1

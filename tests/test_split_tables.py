@@ -16,9 +16,9 @@ from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.packing import select, split_lists
 from sgdata.shards import shard_index
-from sgdata.splits import ground_splits, nearest, split_table
+from sgdata.splits import ground_distance, ground_splits, split_table
+from sgdata.splits.ground_distance import Ground
 from sgdata.splits.ground_splits import DrawSettings
-from sgdata.splits.nearest import Ground
 from sgdata.types import Array
 from tests import synthetic
 
@@ -48,8 +48,8 @@ def test_the_nearest_is_that_of_all_pairs() -> None:
     for seed, (south, west) in enumerate(((46, 5), (-3, 178), (68, 20), (-45, -72))):
         of, to = country(60, seed, south=south, west=west), country(90, seed + 9, south=south, west=west)
         to.longitude[:] = (to.longitude + 180) % 360 - 180  # beyond 180 degrees east it is west
-        pairs = np.array([nearest.between(of[np.full(90, i)], to) for i in range(60)])
-        metres, index = nearest.nearest(of, to)
+        pairs = np.array([ground_distance.between(of[np.full(90, i)], to) for i in range(60)])
+        metres, index = ground_distance.nearest(of, to)
         np.testing.assert_allclose(metres, pairs.min(axis=1))
         np.testing.assert_allclose(pairs[np.arange(60), index], metres)
 
@@ -62,7 +62,7 @@ def test_large_samples_are_found_behind_many_small_ones() -> None:
         longitude=np.append(small.longitude, large.longitude),
         size_m=np.concatenate([small.size_m, large.size_m]),
     )
-    metres, index = nearest.nearest(small[np.array([0])], to[np.arange(1, 40)])
+    metres, index = ground_distance.nearest(small[np.array([0])], to[np.arange(1, 40)])
     assert (metres[0], index[0]) == (0, 38)
 
 
@@ -77,7 +77,7 @@ def test_distances_are_those_of_the_ellipsoid(latitude: float) -> None:
             Ground(latitude=np.array([at]), longitude=np.array([on]), size_m=np.full((1, 2), 100.0))
             for at, on in ((latitude, 12.0), (north, longitude))
         )
-        assert nearest.between(one, other)[0] == pytest.approx(metres - 100, abs=0.2 + 2e-5 * metres)
+        assert ground_distance.between(one, other)[0] == pytest.approx(metres - 100, abs=0.2 + 2e-5 * metres)
 
 
 # --- draws ---------------------------------------------------------------------------------
@@ -89,12 +89,12 @@ def test_blocks_are_dealt_whole_and_parts_keep_the_gap() -> None:
     for block in set(blocks):
         assert len({part for part, at in zip(it.parts, blocks, strict=True) if at == block and part}) <= 1
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        metres, _ = nearest.nearest(place[it.parts == one], place[it.parts == other])
+        metres, _ = ground_distance.nearest(place[it.parts == one], place[it.parts == other])
         assert metres.min() >= 1_500
     # What is left out is near another part.
     out = np.flatnonzero(it.parts == "")
     assert len(out)
-    metres, _ = nearest.nearest(place[out], place[np.isin(it.parts, ("val", "test"))])
+    metres, _ = ground_distance.nearest(place[out], place[np.isin(it.parts, ("val", "test"))])
     assert metres.max() < 1_500
 
 
@@ -107,7 +107,7 @@ def test_blocks_are_as_wide_as_high_from_the_equator_to_the_north(south: float) 
         chosen = place[(members == block).all(axis=1)]
         ends = [np.percentile([chosen.longitude, chosen.latitude], share, axis=1)[:, None] for share in (0, 100)]
         low, high = (Ground(longitude=x, latitude=y, size_m=np.zeros((1, 2))) for x, y in ends)
-        sides.append(nearest.offsets(low, high)[0])
+        sides.append(ground_distance.offsets(low, high)[0])
     # Full blocks reach 50 km both ways, and the ones at the edge of the area less.
     assert np.percentile(sides, 75, axis=0) == pytest.approx(49_000, rel=0.05), sides
 
@@ -266,8 +266,8 @@ def test_datasets_with_their_own_georeference(name: str, tmp_path: Path) -> None
     if name == "bigearthnet":  # patches of 1200 m side by side
         order = np.argsort(located.ground.longitude)
         one, other = located.ground[order[:-1]], located.ground[order[1:]]
-        assert nearest.offsets(one, other)[:, 0] == pytest.approx(1200, rel=2e-3)
-        assert nearest.between(one, other) == pytest.approx(0, abs=3)
+        assert ground_distance.offsets(one, other)[:, 0] == pytest.approx(1200, rel=2e-3)
+        assert ground_distance.between(one, other) == pytest.approx(0, abs=3)
 
 
 def test_a_dataset_without_coordinates_is_refused(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_the_shipped_table_is_made_again_and_keeps_its_gap(real: Path, tmp_path:
     place = Ground(latitude=degrees[:, 0], longitude=degrees[:, 1], size_m=np.full((len(degrees), 2), 640.0))
     for cells in table.columns.values():
         held, train = np.isin(cells, ("val", "test")), np.isin(cells, DrawSettings.budgets)
-        assert nearest.nearest(place[held], place[train])[0].min() > 1_999
+        assert ground_distance.nearest(place[held], place[train])[0].min() > 1_999
 
 
 # --- neighbours and overlaps ---------------------------------------------------------------
@@ -345,16 +345,16 @@ def squares(east_m: list[float], north_m: list[float], side: float = 640.0) -> G
 
 def test_side_by_side_is_neither_diagonal_nor_across_a_gap() -> None:
     of = squares([650, 650, 0, 760, 0], [0, 650, -660, 0, 30])
-    assert nearest.side_by_side(of, squares([0], [0])).tolist() == [True, False, True, False, True]
+    assert ground_distance.side_by_side(of, squares([0], [0])).tolist() == [True, False, True, False, True]
 
 
 def test_overlaps_are_the_share_of_the_smaller_footprint() -> None:
     ground = squares([0, 320, 640.5, 5_000], [0, 0, 0, 0])
-    pairs, share = nearest.overlapping(ground)
+    pairs, share = ground_distance.overlapping(ground)
     found = {tuple(pair): round(each, 2) for pair, each in zip(np.sort(pairs).tolist(), share.tolist(), strict=True)}
     assert found == {(0, 1): 0.5, (1, 2): 0.5}
     inner = Ground(latitude=np.array([46.0, 46.0]), longitude=np.array([11.0, 11.001]), size_m=np.array([[1200.0] * 2, [100.0] * 2]))  # fmt: skip # noqa: E501
-    assert nearest.overlapping(inner)[1].tolist() == pytest.approx([1.0])
+    assert ground_distance.overlapping(inner)[1].tolist() == pytest.approx([1.0])
 
 
 def test_an_audit_counts_neighbours_and_overlaps_of_a_published_split(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from sgdata.audits import duplicates, place_checks
 from sgdata.audits.evidence import NEARER, AuditEvidence, Facts, FootprintGroup
 from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
-from sgdata.splits import proximity
-from sgdata.splits.proximity import Footprint
+from sgdata.splits import shared_ground
+from sgdata.splits.shared_ground import Footprint
 from sgdata.types import DISPLAY
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
@@ -102,12 +102,12 @@ def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
     distances: dict[str, dict[str, float]] = {}
     beside: dict[str, float] = {}
     for (one, first), (other, second) in combinations(placed.items(), 2):
-        near = proximity.compare(_columns(first), _columns(second))
+        near = shared_ground.compare(_columns(first), _columns(second))
         for i, j in near.shared.tolist():
             keys[SHARED if _same_day(first[i].date, second[j].date) else SAME_PLACE].update(second[j].keys)
         for j in np.flatnonzero(near.nearest_m < REACH_M).tolist():
             keys[DISTANCE].update(second[j].keys)
-        touching = proximity.find_side_by_side(_columns(first), _columns(second))
+        touching = shared_ground.find_side_by_side(_columns(first), _columns(second))
         neighbours = {key for j in np.flatnonzero(touching).tolist() for key in second[j].keys}
         keys[SIDE_BY_SIDE] |= neighbours
         beside[f"{one} to {other}"] = round(len(neighbours) / sum(len(place.keys) for place in second), 4)
@@ -147,7 +147,7 @@ def _check_overlap(placed: dict[str, list[FootprintGroup]]) -> Check:
     for split, place in places:
         splits[place.footprint].add(split)
         keys[place.footprint] += place.keys
-    pairs = proximity.find_overlaps(_columns(distinct), OVERLAP_SHARE)
+    pairs = shared_ground.find_overlaps(_columns(distinct), OVERLAP_SHARE)
     both = [(distinct[i].footprint, distinct[j].footprint) for i, j in pairs.tolist()]
     across = [pair for pair in both if len(splits[pair[0]] | splits[pair[1]]) > 1]
     samples = {key for footprint in {each for pair in both for each in pair} for key in keys[footprint]}
@@ -164,8 +164,8 @@ def _same_day(one: str | None, other: str | None) -> bool:
     return one == other or one is None or other is None
 
 
-def _columns(places: Sequence[FootprintGroup]) -> proximity.Footprints:
-    return proximity.to_columns([place.footprint for place in places])
+def _columns(places: Sequence[FootprintGroup]) -> shared_ground.Footprints:
+    return shared_ground.to_columns([place.footprint for place in places])
 
 
 def _places(facts: Iterable[Facts]) -> list[FootprintGroup]:

@@ -25,7 +25,7 @@ from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, shard_index, statistics, tar_format, write_shards
 from sgdata.shards.shard_index import Row
-from sgdata.splits.proximity import Footprint
+from sgdata.splits.shared_ground import Footprint
 from sgdata.types import DISPLAY, Array, Contract, Sample
 
 CHUNK = 64

@@ -15,10 +15,10 @@ from sgdata.datasets import cards
 from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import split_lists
-from sgdata.splits import ground_splits, nearest, split_table
+from sgdata.splits import ground_distance, ground_splits, split_table
 from sgdata.splits.blocks import LEFT_OUT, PARTS
+from sgdata.splits.ground_distance import Ground
 from sgdata.splits.ground_splits import DrawSettings
-from sgdata.splits.nearest import Ground
 from sgdata.splits.split_table import Header, PublishedList, SplitTable
 from sgdata.types import Array
 
@@ -70,7 +70,7 @@ def locate(subject: Subject) -> Located:
     return Located(
         keys=tuple(keys),
         labels=_rarest(labels),
-        ground=nearest.from_boxes(
+        ground=ground_distance.from_boxes(
             np.array(boxes, float).reshape(-1, 4),
             np.array(shapes, float).reshape(-1, 2),
             subject.contract.pixel_m,
@@ -146,7 +146,7 @@ def draw(
         columns[name] = split_table.cells(drawn, settings.budgets)
         counts = Counter(drawn.parts.tolist())
         held, train = np.isin(drawn.parts, ("val", "test")), drawn.parts == "train"
-        least, _ = nearest.nearest(located.ground[held], located.ground[train])
+        least, _ = ground_distance.nearest(located.ground[held], located.ground[train])
         parts = ", ".join(f"{part} {counts[part]:,}" for part in PARTS if counts[part])
         lines.append(
             f"{name}: {parts}, left out {counts[LEFT_OUT]:,}; {drawn.blocks} blocks; "

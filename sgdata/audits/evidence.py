@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgdata.audits.findings import Kind
-from sgdata.splits.proximity import Footprint
+from sgdata.splits.shared_ground import Footprint
 from sgdata.types import Array, Contract
 
 # The first band of each triple correlates more with the third than the second does: B8A has the resolution of B07, B04

@@ -12,7 +12,7 @@ from sgdata.audits import checks, findings
 from sgdata.audits.evidence import AuditEvidence
 from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
-from sgdata.splits import blocks, proximity
+from sgdata.splits import blocks, shared_ground
 from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
 
 # Default side of a block in samples, as in the build recipes: neighbours within a block look alike.
@@ -38,8 +38,8 @@ def propose(evidence: AuditEvidence, settings: SplitSettings) -> tuple[AuditEvid
             f"{len(evidence.facts) - len(footprints)} of {len(evidence.facts)} samples have no coordinates: no spatial "
             "split can be proposed; use the splits of the dataset"
         )
-    columns = proximity.to_columns(footprints)
-    boxes = proximity.flatten(columns.boxes, columns.crs != "")
+    columns = shared_ground.to_columns(footprints)
+    boxes = shared_ground.flatten(columns.boxes, columns.crs != "")
     side = int(np.ceil((boxes[:, 2:] - boxes[:, :2]).max()))
     chosen = replace(settings, block_px=settings.block_px or SIDES * side, gap_px=settings.gap_px or side)
     counts = [

@@ -13,7 +13,7 @@ from sgdata import files, output_names
 from sgdata.builds import usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
-from sgdata.labels import label_losses
+from sgdata.labels import lost_features
 from sgdata.output_names import IMAGE, LABEL_SOURCE, LABELS, PROVENANCE, PROVENANCE_BANDS, USAGE
 from sgdata.rasters import cog, geotiff, grids, qgis_style
 from sgdata.safe_names import file_name
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pystac
     import xarray
 
-LABEL_LOSSES = label_losses.LOSSES
+LABEL_LOSSES = lost_features.LOSSES
 OUTSIDE_IMAGE, OUTSIDE_PROVENANCE = (MSI.nodata,), (NO_VALUE, 0, NO_VALUE, NO_VALUE, 0)
 """Values of the bands outside the outline of the area, as where a pixel was never seen clear."""
 SOURCE_COLOURS = ("#000000", "#1b9e77", "#d95f02", "#7570b3", "#e6ab02")
@@ -206,7 +206,7 @@ def describe_lost_labels(folder: Path) -> str:
     losses, features = document.get("losses"), document.get("features")
     if not isinstance(losses, dict) or not isinstance(features, int):
         raise SourceError(f"{path}: losses or features are missing; build it again")
-    return label_losses.describe_many_lost({str(name): str(fate) for name, fate in losses.items()}, features)
+    return lost_features.describe_many_lost({str(name): str(fate) for name, fate in losses.items()}, features)
 
 
 def hash_outputs(folder: Path) -> dict[str, str]:

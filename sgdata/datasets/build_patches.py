@@ -13,7 +13,7 @@ from sgdata import files, output_names
 from sgdata.builds.patch_table import read
 from sgdata.datasets.types import SampleRef, SourceMember
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import geotiff, opening
+from sgdata.rasters import allowed_formats, geotiff
 from sgdata.types import Array
 
 CACHE_MB = 512
@@ -56,7 +56,7 @@ def place_of(build: Path) -> str:
     return place
 
 
-def open_raster(path: Path, *, use: opening.Use = "output") -> AbstractContextManager[Any]:
+def open_raster(path: Path, *, use: allowed_formats.Use = "output") -> AbstractContextManager[Any]:
     """Open a raster to read patches from it. Raises SourceError."""
     return geotiff.open_raster(str(path), use=use, cache_mb=CACHE_MB)
 

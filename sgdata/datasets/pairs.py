@@ -24,7 +24,7 @@ from sgdata import files, output_names
 from sgdata.datasets import build_patches, cards, sample_tables, table_rasters
 from sgdata.datasets.types import SampleListing, SampleRef, ShardRecipe, SourceMember
 from sgdata.errors import SettingError, SourceError
-from sgdata.rasters import opening
+from sgdata.rasters import allowed_formats
 from sgdata.shards import contracts, statistics
 from sgdata.types import Array, Contract, LabelSpace, Sample
 
@@ -97,7 +97,7 @@ def _find_in_builds(source: Path, recipe: ShardRecipe) -> SampleListing:
         edition=cards.edition("pairs", recipe.edition),
         labels=space,
         contract=contract,
-        read=tuple(opening.files_of(change)[1:]),
+        read=tuple(allowed_formats.files_of(change)[1:]),
     )
 
 

@@ -16,7 +16,7 @@ from sgdata.datasets import build_patches
 from sgdata.datasets.sample_tables import SampleTable
 from sgdata.datasets.types import SampleRef, SourceMember
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grids, opening, small_tiff
+from sgdata.rasters import allowed_formats, geotiff, grids, small_tiff
 from sgdata.types import Array, Contract
 
 LEAST_DN = 10
@@ -64,7 +64,7 @@ def list_refs(table: SampleTable) -> tuple[SampleRef, ...]:
 def files_of(table: SampleTable) -> tuple[Path, ...]:
     """Return the sources of the virtual rasters of a table, which its samples depend on too. Raises SourceError."""
     paths = (table.folder / path for row in table.rows for path in row.paths)
-    return tuple(file for path in paths if path.is_file() for file in opening.files_of(path)[1:])
+    return tuple(file for path in paths if path.is_file() for file in allowed_formats.files_of(path)[1:])
 
 
 @contextmanager

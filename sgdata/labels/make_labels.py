@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
-from sgdata.labels import class_tables, label_losses, land_cover, osm_features, rasterize, tag_rules
+from sgdata.labels import class_tables, land_cover, lost_features, osm_features, rasterize, tag_rules
 from sgdata.rasters import grids
 from sgdata.scenes import aoi
 from sgdata.types import Array, Grid, Window
@@ -93,7 +93,7 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     )  # fmt: skip
     answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
     count = len(features.table)
-    if missing := label_losses.describe_many_lost(losses, count):
+    if missing := lost_features.describe_many_lost(losses, count):
         log.warning("labels: %s", missing)
     drawing = rasterize.prepare(features.table, tag_rules.with_sea(table.rules), grid, settings)
     del features  # takes as much memory as the drawing

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sgdata.errors import SourceError
-from sgdata.pages import distance
+from sgdata.pages import scores_by_distance
 
 KEY = "beside"
 """Key of the other run's score in `results.json`."""
@@ -37,5 +37,6 @@ def rows(results: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
 
 
 def _row(run: str, results: dict[str, Any], name: str) -> tuple[str, ...]:
-    interval = distance.text(results.get(f"{name}_interval") or "")
-    return (run, f"{results['train_samples']:,}", f"{results['samples']:,}", distance.text(results[name]), interval)
+    interval = scores_by_distance.text(results.get(f"{name}_interval") or "")
+    value = scores_by_distance.text(results[name])
+    return (run, f"{results['train_samples']:,}", f"{results['samples']:,}", value, interval)

@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, output_names, step_log
+from sgdata import files, output_names, training_log
 from sgdata.errors import SourceError
-from sgdata.pages import charts, distance, html, other_split
+from sgdata.pages import charts, html, other_split, scores_by_distance
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
-from sgdata.step_log import is_number
+from sgdata.training_log import is_number
 
 log = logging.getLogger("sgdata")
 METRICS, RESULTS, LEDGER = output_names.METRICS, output_names.RESULTS, output_names.LEDGER
@@ -32,7 +32,7 @@ def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     if unfinished:
         log.warning("%s: the run is under way or was stopped; its page shows the steps so far", run)
         prefix = f"{prefix}Unfinished: "
-    steps = step_log.read(run / METRICS, unfinished=unfinished)
+    steps = training_log.read(run / METRICS, unfinished=unfinished)
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     parts = [*_charts(steps, names), *_band_losses(steps, names)]
@@ -43,10 +43,11 @@ def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
 
 def build_speed(run: Path) -> list[html.Block]:
     """Return the table of a run's speed, which depends on the machine; empty for a run without times."""
-    lines = step_log.read(run / output_names.TIMINGS, unfinished=True) if (run / output_names.TIMINGS).exists() else []
+    path = run / output_names.TIMINGS
+    lines = training_log.read(path, unfinished=True) if path.exists() else []
     if not lines:
         return []
-    rows = tuple(step_log.describe(step_log.pace(lines)).items())
+    rows = tuple(training_log.describe(training_log.pace(lines)).items())
     return [html.Table(title="Speed", columns=("figure", "value"), rows=rows)]
 
 
@@ -99,11 +100,11 @@ def _results(run: Path) -> list[html.Block]:
         return []
     results, space = files.read_plain(run / RESULTS), contracts.read(run).label_space
     colours = dict(zip(space.names, space.palette.values(), strict=True))
-    plain = {name: distance.text(value) for name, value in results.items() if name != "confusion"}
+    plain = {name: scores_by_distance.text(value) for name, value in results.items() if name != "confusion"}
     figures = tuple((name, text) for name, text in plain.items() if text)
     parts: list[html.Block] = [html.Table(title="Figures", columns=("figure", "value"), rows=figures)]
-    if rows := distance.rows(results):
-        parts.append(html.Table(title=distance.TITLE, columns=distance.columns(results), rows=rows))
+    if rows := scores_by_distance.rows(results):
+        parts.append(html.Table(title=scores_by_distance.TITLE, columns=scores_by_distance.columns(results), rows=rows))
     if rows := other_split.rows(results):
         parts.append(html.Table(title=other_split.TITLE, columns=other_split.columns(results), rows=rows))
     for name, values in results.items():

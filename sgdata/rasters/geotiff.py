@@ -19,7 +19,7 @@ import numpy as np
 
 from sgdata import files, urls
 from sgdata.errors import SourceError
-from sgdata.rasters import grids, opening
+from sgdata.rasters import allowed_formats, grids
 from sgdata.remote.access import Access, access_of
 from sgdata.types import Array, Grid, Window
 
@@ -70,7 +70,7 @@ class Header:
 
 @contextmanager
 def open_raster(
-    href: str, *, use: opening.Use = "output", access: Access | None = None, cache_mb: int = 16
+    href: str, *, use: allowed_formats.Use = "output", access: Access | None = None, cache_mb: int = 16
 ) -> Iterator[DatasetReader]:
     """Open a raster at a path or URL; every raster that this project reads is opened here.
 
@@ -97,15 +97,15 @@ def open_raster(
 
         where = web.range_probe(href, access or access_of(href))
     elif "://" not in href and not href.startswith("/vsi"):
-        opening.check_local(href, use)
+        allowed_formats.check_local(href, use)
         where = os.path.abspath(href)  # noqa: PTH100 - an absolute path has no prefix of a driver
     _silence_gdal()
     options = {**gdal_options(href), **SAFE, "GDAL_CACHEMAX": cache_mb << 20}
     if use == "user":
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "FALSE"  # for a mask beside the file
     try:
-        with rasterio.Env(**options), opening.open_with(where, opening.DRIVERS[use]) as dataset:
-            opening.check_declared(dataset, shown)
+        with rasterio.Env(**options), allowed_formats.open_with(where, allowed_formats.DRIVERS[use]) as dataset:
+            allowed_formats.check_declared(dataset, shown)
             yield dataset
     except (RasterioError, CPLE_BaseError, MemoryError, UnicodeDecodeError) as error:
         reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__

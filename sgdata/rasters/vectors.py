@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import documents, limits
 from sgdata.errors import SourceError
-from sgdata.rasters import opening
+from sgdata.rasters import allowed_formats
 from sgdata.types import Array, Bounds, Grid
 
 _START_BYTES = 4096
@@ -77,7 +77,8 @@ def _frame(path: Path, bounds: Bounds | None) -> Any:
     if kind == "GeoJSON":
         return _read_geojson(path)
     if kind is None:
-        raise SourceError(f"{path}: expected one of {', '.join(opening.DRIVERS['area'])}; convert it to GeoJSON")
+        expected = ", ".join(allowed_formats.DRIVERS["area"])
+        raise SourceError(f"{path}: expected one of {expected}; convert it to GeoJSON")
     if bounds is None:  # else what is read is small, as in the water polygons of the whole world
         limits.VECTOR_BYTES.check(path.stat().st_size, str(path))
     with warnings.catch_warnings():
@@ -172,7 +173,7 @@ def _read_frame(path: Path, kind: str, bounds: Bounds | None = None) -> Any:
                 frame = frame.to_crs(4326).cx[bounds[0] : bounds[2], bounds[1] : bounds[3]]
         else:
             driver = pyogrio.read_info(path)["driver"]
-            if driver not in opening.DRIVERS["area"]:
+            if driver not in allowed_formats.DRIVERS["area"]:
                 raise SourceError(f"{path}: GDAL takes it for {driver}, expected {kind}; save it as one of the two")
             layers = [name for name, of in pyogrio.list_layers(path) if of is not None]
             if len(layers) != 1:

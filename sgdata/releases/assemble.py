@@ -22,7 +22,7 @@ from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html, true_colour
 from sgdata.rasters import resample
-from sgdata.releases import card, croissant, place_builds, release_content, series, stac
+from sgdata.releases import card, croissant, place_builds, release_content, stac, versions
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
@@ -101,7 +101,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     ours = base == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
     release_content.permitted(cards.card(base), order, ours=ours)
     if order.previous:
-        series.check_previous(order.previous, order)
+        versions.check_previous(order.previous, order)
     if not ours:
         return contract, None
     if order.builds:
@@ -145,7 +145,7 @@ def _assemble(
     index = shard_index.read_index(folder)
     software, base = version("sgdata"), cards.card(_base_dataset(folder, contract))
     own = planned is not None or base.licence.redistribution == "owner"
-    changes = series.describe_changes(order, folder) if order.previous else None
+    changes = versions.describe_changes(order, folder) if order.previous else None
     shipped = ReleaseContent(
         order=order, contract=contract, lock=planned, report=report, changes=changes,
         card=release_content.own_card(base, order, planned, software=software) if own else base,
@@ -233,7 +233,7 @@ def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
             members = {"": "pixels"}
             if path.suffix == ".tar":
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
-            elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT, series.CHANGES):
+            elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT, versions.CHANGES):
                 members = {"": "labels"}
             yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
 
@@ -281,7 +281,7 @@ def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
     from importlib.metadata import version
 
     contract, report = contracts.read(folder), findings.read(folder / findings.NAME)
-    changes = {"previous": series.read_title(order.previous)} if order.previous else {}
+    changes = {"previous": versions.read_title(order.previous)} if order.previous else {}
     digests = files.read_sums(folder)
     return {
         "name": order.name,

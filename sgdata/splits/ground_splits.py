@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgdata.errors import SettingError
-from sgdata.splits import blocks, nearest
+from sgdata.splits import blocks, ground_distance
 from sgdata.splits.blocks import LEFT_OUT, PARTS
-from sgdata.splits.nearest import Ground
+from sgdata.splits.ground_distance import Ground
 from sgdata.types import Array
 
 # Metres per degree on a sphere of the Earth's mean radius; blocks need no better.
@@ -117,7 +117,7 @@ def _keep_gap(ground: Ground, part: Array, gap_m: float) -> Array:
     for lesser in (1, 0):
         own, greater = np.flatnonzero(part == lesser), np.flatnonzero(kept > lesser)
         if len(own) and len(greater):
-            metres, _ = nearest.nearest(ground[own], ground[greater])
+            metres, _ = ground_distance.nearest(ground[own], ground[greater])
             kept[own[metres < gap_m]] = -1
     return kept
 

@@ -16,9 +16,9 @@ import numpy as np
 from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
-from sgdata.pages import distance
+from sgdata.pages import scores_by_distance
 from sgdata.shards import contracts, shard_index
-from sgdata.splits import ground_splits, nearest
+from sgdata.splits import ground_distance, ground_splits
 from sgmodel.ledger import costs, experiments, paired, published
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
 from sgmodel.ledger.published import PublishedFigure
@@ -129,12 +129,12 @@ def by_distance(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Of each band: name, mean number of samples, mean of the runs that have samples in it, and the interval of `figure`.
     """
-    runs = [{each["band"]: each for each in result.get(distance.KEY) or ()} for result in results]
+    runs = [{each["band"]: each for each in result.get(scores_by_distance.KEY) or ()} for result in results]
     bands = []
-    for name in (name for _, name in (*distance.METRES, *distance.LIKENESS)):
+    for name in (name for _, name in (*scores_by_distance.METRES, *scores_by_distance.LIKENESS)):
         having = [run[name] for run in runs if name in run]
         if having:
-            main = distance.figure(having)
+            main = scores_by_distance.figure(having)
             values = [each[main] for each in having]
             single = having[0][f"{main}_interval"] if len(having) == 1 else None
             samples = round(statistics.fmean(each["samples"] for each in having))
@@ -214,7 +214,7 @@ def blocks_of_ground(folder: Path, block_m: float) -> dict[str, object]:
     keys = index["key"].to_pylist()
     boxes = np.array([index[side].to_pylist() for side in ("west", "south", "east", "north")], float).T
     known = np.flatnonzero(np.isfinite(boxes).all(axis=1))
-    where = nearest.from_boxes(boxes[known], np.ones((len(known), 2)), 1.0, np.zeros(len(known), bool))
+    where = ground_distance.from_boxes(boxes[known], np.ones((len(known), 2)), 1.0, np.zeros(len(known), bool))
     places = map(tuple, ground_splits.block_places(where, block_m).tolist())
     return {**{key: key for key in keys}, **{keys[at]: place for at, place in zip(known, places, strict=True)}}
 

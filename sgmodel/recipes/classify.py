@@ -30,7 +30,7 @@ from sgmodel.data.subset import in_order
 from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
-from sgmodel.train import finetune, frozen_features, loop, metrics, neighbours, training, training_distance
+from sgmodel.train import finetune, frozen_classifiers, frozen_features, loop, metrics, training, training_distance
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -316,8 +316,8 @@ def score(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
 def from_features(recipe: ClassifyRecipe, features: Tensor, bank: Tensor, targets: Tensor, *, single: bool) -> Tensor:
     """Return the scores (N, K) of features (N, D) by those of the training samples (M, D), whose targets are (M, K)."""
     if recipe.mode == "logistic":
-        return neighbours.logistic(features, bank, targets, single=single, strength=recipe.penalty)
-    votes = neighbours.equal_votes if recipe.votes == "equal" else neighbours.cosine_votes
+        return frozen_classifiers.logistic(features, bank, targets, single=single, strength=recipe.penalty)
+    votes = frozen_classifiers.equal_votes if recipe.votes == "equal" else frozen_classifiers.cosine_votes
     return votes(features, bank, targets, recipe.neighbours)
 
 

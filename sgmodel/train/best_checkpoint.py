@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sgdata import files, step_log
+from sgdata import files, training_log
 from sgmodel import distributed
 from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import run_folder
@@ -31,7 +31,7 @@ class BestCheckpoint:
         """
         self.out, self.by, self.sign, self.patience = out, by, sign, patience
         log = out / run_folder.METRICS
-        lines = step_log.read(log, unfinished=True) if first and log.exists() else []
+        lines = training_log.read(log, unfinished=True) if first and log.exists() else []
         self.values: list[float] = [sign * line[by] for line in lines if by in line and line["step"] < first]
 
     def stalled(self) -> bool:

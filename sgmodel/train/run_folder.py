@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgdata import files, output_names, step_log
+from sgdata import files, output_names, training_log
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.shards import contracts
 from sgdata.types import Contract
@@ -419,7 +419,7 @@ def _line(step: int, figures: Mapping[str, float | None]) -> str:
 
 def _cut(path: Path, first: int) -> list[dict[str, Any]]:
     """Keep the lines of steps before `first`; drop a truncated last line, which a killed run leaves."""
-    lines = step_log.read(path, unfinished=True) if path.exists() else []
+    lines = training_log.read(path, unfinished=True) if path.exists() else []
     kept = [line for line in lines if line["step"] < first]
     files.write(path, b"".join(path.read_bytes().splitlines(keepends=True)[: len(kept)]) if kept else b"")
     return kept

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, output_names, step_log
-from sgdata.pages import distance, markdown, other_split
+from sgdata import files, output_names, training_log
+from sgdata.pages import markdown, other_split, scores_by_distance
 from sgdata.pages.markdown import escape
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import checkpoint_folder
@@ -36,7 +36,7 @@ def conclude(
     """
     if not distributed.is_main_process():
         return
-    lines = step_log.read(out / output_names.METRICS) if (out / output_names.METRICS).exists() else []
+    lines = training_log.read(out / output_names.METRICS) if (out / output_names.METRICS).exists() else []
     losses = [line["loss"] for line in lines if "loss" in line]
     ends = {"loss_first": losses[0], "loss_last": losses[-1]} if losses else {}
     files.write(out / output_names.RESULTS, files.pretty_json({**ends, **results}))
@@ -52,7 +52,7 @@ def conclude(
 
 def _write_speed(out: Path, meter: devices.Meter) -> str:
     """Write `summary.json`, and return the speed in one line."""
-    pace = step_log.pace(step_log.read(out / output_names.TIMINGS))
+    pace = training_log.pace(training_log.read(out / output_names.TIMINGS))
     machine = {
         "device": devices.name(meter.launch.device),
         "peak_tflops": meter.peak,
@@ -61,7 +61,7 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
         "flops_per_sample": meter.flops,
     }
     files.write(out / output_names.SUMMARY, files.pretty_json({**machine, **pace}))
-    return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in step_log.describe(pace).items())
+    return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in training_log.describe(pace).items())
 
 
 def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.Meter | None) -> str:
@@ -103,8 +103,10 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
 
 def _by_distance(results: dict[str, Any]) -> list[str]:
     """Return the scores by distance to the training samples as Markdown, if there are any."""
-    rows = distance.rows(results)
-    return [f"## {distance.TITLE}\n\n{markdown.table(distance.columns(results), rows)}"] if rows else []
+    rows = scores_by_distance.rows(results)
+    if not rows:
+        return []
+    return [f"## {scores_by_distance.TITLE}\n\n{markdown.table(scores_by_distance.columns(results), rows)}"]
 
 
 def _beside(results: dict[str, Any]) -> list[str]:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgdata import files, output_names
-from sgdata.pages import distance
+from sgdata.pages import scores_by_distance
 from sgdata.shards import shard_index
-from sgdata.splits import nearest
+from sgdata.splits import ground_distance
 from sgdata.types import Array, Contract
 from sgmodel import distributed
 from sgmodel.train import metrics
@@ -66,12 +66,12 @@ class Nearness:
     def bands(self) -> list[tuple[str, NDArray[np.int64]]]:
         """Name and rows of each band, the nearest first; bands without samples are absent."""
         if self.metres is not None:
-            number = np.searchsorted([low for low, _ in distance.METRES], self.metres, side="right") - 1
-            names = [name for _, name in distance.METRES]
+            number = np.searchsorted([low for low, _ in scores_by_distance.METRES], self.metres, side="right") - 1
+            names = [name for _, name in scores_by_distance.METRES]
         else:
             assert self.likeness is not None
-            number = np.argmax(self.likeness[:, None] >= [low for low, _ in distance.LIKENESS], axis=1)
-            names = [name for _, name in distance.LIKENESS]
+            number = np.argmax(self.likeness[:, None] >= [low for low, _ in scores_by_distance.LIKENESS], axis=1)
+            names = [name for _, name in scores_by_distance.LIKENESS]
         rows = [(name, np.flatnonzero(number == at)) for at, name in enumerate(names)]
         return [(name, members) for name, members in rows if len(members)]
 
@@ -88,7 +88,7 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
     """
     ours, theirs = _ground(held_out), _ground(source)
     if ours is not None and theirs is not None:
-        metres, index = nearest.nearest(ours, theirs)
+        metres, index = ground_distance.nearest(ours, theirs)
         return Nearness(metres=metres, likeness=None, nearest=tuple(source.keys[at] for at in index))
     bank = _cells(source)
     most = [(part @ bank.T).max(dim=1) for part in torch.split(_cells(held_out), CHUNK)]
@@ -97,7 +97,7 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
     return Nearness(metres=None, likeness=likeness, nearest=keys)
 
 
-def _ground(samples: loader.Samples) -> nearest.Ground | None:
+def _ground(samples: loader.Samples) -> ground_distance.Ground | None:
     """Return the ground of samples by the index of their shards; None if one of them has no place."""
     table = shard_index.read_index(samples.folder)
     position = {key: at for at, key in enumerate(table["key"].to_pylist())}
@@ -107,7 +107,9 @@ def _ground(samples: loader.Samples) -> nearest.Ground | None:
     if None in crs or not np.isfinite(boxes).all():
         return None
     shapes = samples.valid_size(np.arange(len(samples)))
-    return nearest.from_boxes(boxes, shapes, samples.contract.pixel_m, np.array([code == "EPSG:4326" for code in crs]))
+    return ground_distance.from_boxes(
+        boxes, shapes, samples.contract.pixel_m, np.array([code == "EPSG:4326" for code in crs])
+    )
 
 
 def _cells(samples: loader.Samples) -> Tensor:
@@ -149,7 +151,7 @@ def conclude(
         return left
     near = measure(source, held_out)
     _write(out / output_names.SCORED, held_out.keys, near, scored.columns)
-    return {**left, distance.KEY: [_band(name, rows, scored, by) for name, rows in near.bands]}
+    return {**left, scores_by_distance.KEY: [_band(name, rows, scored, by) for name, rows in near.bands]}
 
 
 def _band(name: str, rows: NDArray[np.int64], scored: ScoredSamples, by: str) -> dict[str, Any]:

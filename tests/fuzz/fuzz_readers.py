@@ -30,7 +30,7 @@ from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
 from PIL import Image
 
-from sgdata import files, package_data, step_log, verification
+from sgdata import files, package_data, training_log, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.composite import scene_files, window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
@@ -257,7 +257,7 @@ def _staged(folder: Path, path: Path) -> None:
 
 def _run_log(folder: Path, path: Path) -> None:
     # Without the charts, which take a second.
-    for step in step_log.read(folder / "metrics.jsonl", unfinished=False):
+    for step in training_log.read(folder / "metrics.jsonl", unfinished=False):
         for name in step:
             run_page._kind(name)
     run_page._results(folder)

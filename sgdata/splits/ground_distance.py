@@ -1,7 +1,7 @@
 """Measure the distance of samples to the nearest sample of another set, in metres between their footprints. Pure.
 
 Centres are compared on the WGS 84 ellipsoid, anywhere on Earth: across zones of UTM, and at distances from side by side
-to a continent. `proximity` decides which footprints overlap in their own projection.
+to a continent. `shared_ground` decides which footprints overlap in their own projection.
 """
 
 from __future__ import annotations

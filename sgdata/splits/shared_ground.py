@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sgdata.splits import nearest
+from sgdata.splits import ground_distance
 from sgdata.types import Array, Bounds
 
 # Metres per degree of latitude and longitude at the equator, where a degree of latitude is shortest, so that distances
@@ -108,29 +108,29 @@ def compare(first: Footprints, second: Footprints) -> Proximity:
     # Rectangles of different zones are rotated to each other, which makes boxes uncertain by a tenth of a side.
     slack = np.where(first.crs[a] == second.crs[b], _ROUNDED_M, 0.1 * first.size[a].max(axis=1, initial=0))
     inside = (_gaps(first[a], second[b]) < -np.where(exact, _EXACT_M, slack)[:, None]).all(axis=1)
-    _, near = nearest.nearest(to_ground(second), to_ground(first))
+    _, near = ground_distance.nearest(to_ground(second), to_ground(first))
     gaps = np.maximum(_gaps(first[near], second), 0)
     return Proximity(shared=np.stack([a, b], axis=1)[inside], nearest_m=np.hypot(*gaps.T))
 
 
 def find_side_by_side(first: Footprints, second: Footprints) -> Array:
     """Return (M,) whether each footprint of `second` is side by side with one of `first`."""
-    return nearest.side_by_side(to_ground(second), to_ground(first))
+    return ground_distance.side_by_side(to_ground(second), to_ground(first))
 
 
 def find_overlaps(footprints: Footprints, least: float) -> Array:
     """Return (K, 2) pairs i < j of footprints that share more than `least` of the smaller one."""
-    pairs, share = nearest.overlapping(to_ground(footprints))
+    pairs, share = ground_distance.overlapping(to_ground(footprints))
     return pairs[share > least]
 
 
-def to_ground(footprints: Footprints) -> nearest.Ground:
+def to_ground(footprints: Footprints) -> ground_distance.Ground:
     """Return the ground of footprints; windows of a raster are placed at the equator, where degrees are metres."""
     middle = (footprints.boxes[:, 0:2] + footprints.boxes[:, 2:4]) / 2
     windows = footprints.crs == ""
     if windows.any():
         middle[windows] /= _LONGITUDE_M, _LATITUDE_M
-    return nearest.Ground(latitude=middle[:, 1], longitude=middle[:, 0], size_m=footprints.size)
+    return ground_distance.Ground(latitude=middle[:, 1], longitude=middle[:, 0], size_m=footprints.size)
 
 
 def _gaps(first: Footprints, second: Footprints) -> Array:
