@@ -24,7 +24,7 @@ def simulate(
     size: Annotated[float, typer.Option("--size", help="Side of the area in km, 2 to 40.")] = 6.0,
     dates: Annotated[int, typer.Option("--dates", help="Number of acquisitions in the first epoch.")] = 12,
     layout: Annotated[
-        str, typer.Option("--layout", help="Provider to imitate: earth-search, planetary-computer or cdse.")
+        str, typer.Option("--layout", help="Provider to imitate: earth-search, planetary-computer, cdse or eopf.")
     ] = "earth-search",
     ground: Annotated[
         str, typer.Option("--ground", help="plain: classes differ by pixel; context: by the arrangement of materials.")

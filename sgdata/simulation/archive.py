@@ -22,7 +22,7 @@ from sgdata.errors import OutputError, SettingError
 from sgdata.labels import osm_elements
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, MSI
-from sgdata.simulation import cogs, items, osm_xml, plan, sky, spectra, surface, traps, truth
+from sgdata.simulation import cogs, eopf, items, osm_xml, plan, sky, spectra, surface, traps, truth
 from sgdata.simulation import ground as places
 from sgdata.simulation.plan import Plan, Scene
 from sgdata.simulation.spectra import Surface
@@ -84,7 +84,7 @@ def simulate(
         try:
             _everything(out, work, scenario, workers)
             if broken:
-                _break(out, plan.scenes(scenario)[0].id)
+                _break(out, plan.scenes(scenario)[0].id, layout)
         finally:
             shutil.rmtree(work, ignore_errors=True)
         files.write_sums(out)
@@ -154,6 +154,10 @@ def _write_catalogue(out: Path, scenario: Plan, scenes: list[Scene], counts: dic
         for item, trap in ((twin, "twin"), (stray, "neighbour-zone")):
             about = {"traps": [trap], "of": clear.id, "epoch": clear.epoch, "orbit": clear.orbit}
             planted[item.id] = about | {"offset_in_pixels": clear.offset_in_pixels}
+    if scenario.layout == "eopf":
+        for folder in sorted(path.parent for path in (out / items.COLLECTION).glob("*/SCL.tif")):
+            shifted = bool(planted[folder.name]["offset_in_pixels"])
+            eopf.write_product(folder, folder.name, documents[folder.name], offset=shifted)
     for name, document in documents.items():
         provided = items.written(traps.altered(document, tricks.get(name, [])), scenario.layout)
         files.write(out / items.COLLECTION / name / f"{name}.json", files.pretty_json(provided))
@@ -165,9 +169,11 @@ def _write_catalogue(out: Path, scenario: Plan, scenes: list[Scene], counts: dic
     files.write(out / "truth" / "traps.json", files.pretty_json(planted))
 
 
-def _break(out: Path, item: str) -> None:
+def _break(out: Path, item: str, layout: str) -> None:
     """Cut the red band of an item to 60 % of its bytes, and say so."""
     path = out / items.COLLECTION / item / "B04.tif"
+    if layout == "eopf":
+        path = path.with_name(f"{item}.zarr") / "measurements" / "reflectance" / "r10m" / "b04" / "0.0"
     # The header of a COG comes first, so that the file opens and only its last blocks are missing.
     content = path.read_bytes()
     files.write(path, content[: len(content) * 6 // 10])

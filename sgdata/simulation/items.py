@@ -1,7 +1,8 @@
 """The static STAC catalogue of an archive, with items in the layout of Earth Search v1 and other providers. Pure.
 
 The layouts follow recorded responses: Planetary Computer has no offset and the old `proj:epsg`; the Copernicus Data
-Space has CRS, scale and offset on each asset, and asset keys with the resolution.
+Space has CRS, scale and offset on each asset, and asset keys with the resolution; items of ESA's EOPF products name the
+groups and arrays of one Zarr store.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def _template(name: str) -> dict[str, Any]:
 
 # --- the same items as other providers write them ------------------------------------------
 
-LAYOUTS = ("earth-search", "planetary-computer", "cdse")
+LAYOUTS = ("earth-search", "planetary-computer", "cdse", "eopf")
+ZARR = "application/vnd+zarr"
 BAND_OF = {key: band for band, key in KEYS.items()} | {"scl": "SCL"}
 
 
@@ -153,6 +155,11 @@ def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
     if layout == "planetary-computer":
         return document | {"properties": _microsoft(document), "assets": _bands(document, {}, "")}
     code = {key: value for key, value in document["properties"].items() if key == "proj:code"}
+    if layout == "eopf":
+        kept = _copernicus(document) | code
+        for key in ("processing:version", "processing:datetime", "statistics"):  # its items have none of these
+            del kept[key]
+        return document | {"properties": kept | {"processing:level": "L2A"}, "assets": _zarr_assets(document, code)}
     return document | {"properties": _copernicus(document), "assets": _bands(document, code, "m")}
 
 
@@ -205,3 +212,44 @@ def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[s
                 kept |= {"raster:scale": 0.0001, "raster:offset": stored["offset"]}
         assets[f"{band}_{gsd}{unit}" if unit else band] = kept
     return assets
+
+
+def _zarr_assets(document: dict[str, Any], code: dict[str, Any]) -> dict[str, Any]:
+    """Return the assets of an EOPF product: the store, its metadata, its groups, and bands in their finest arrays."""
+    folder = document["assets"]["red"]["href"].rpartition("/")[0]
+    name = document["id"] if folder == "." else folder.rpartition("/")[2]
+    store = f"{folder}/{name}.zarr"
+    reflectance = f"{store}/measurements/reflectance"
+    assets = {
+        f"SR_{gsd}m": {
+            "href": f"{reflectance}/r{gsd}m", "type": ZARR, "gsd": gsd, "roles": ["data", "reflectance", "dataset"],
+            "title": f"Surface Reflectance - {gsd}m",
+        }
+        for gsd in (10, 20, 60)
+    }  # fmt: skip
+    for key, asset in document["assets"].items():
+        band = BAND_OF[key]
+        gsd = BAND[band].gsd_m if band in BAND else 20
+        stored = asset["raster:bands"][0]
+        kept = {k: v for k, v in asset.items() if k.startswith("proj:")} | code
+        if "proj:transform" in kept:
+            kept["proj:transform"] = [*kept["proj:transform"], 0, 0, 1]
+        kept |= {"type": ZARR, "roles": asset["roles"], "data_type": stored["data_type"]}
+        if band == "SCL":
+            path = f"{store}/conditions/mask/l2a_classification/r20m/scl"
+        elif band == "B01":
+            # Its finest array, which repeats the pixels of 60 m.
+            gsd, path = 20, f"{reflectance}/r20m/b01"
+            if "proj:shape" in kept:
+                transform = [value / 3 if n in {0, 4} else value for n, value in enumerate(kept["proj:transform"])]
+                kept |= {"proj:shape": [3 * size for size in kept["proj:shape"]], "proj:transform": transform}
+        else:
+            path = f"{reflectance}/r{gsd}m/{band.lower()}"
+        if band in BAND:
+            kept |= {"raster:scale": 0.0001, "nodata": 0, "bands": [{"name": band}]}
+            if stored["offset"]:
+                kept["raster:offset"] = stored["offset"]
+        assets[f"{band}_{gsd}m"] = kept | {"href": path, "gsd": gsd}
+    assets["product"] = {"href": store, "type": ZARR, "roles": ["data", "metadata"], "title": "EOPF Product"}
+    metadata = {"href": f"{store}/.zmetadata", "type": "application/json", "roles": ["metadata"]}
+    return assets | {"product_metadata": metadata | {"title": "Consolidated Metadata"}}

@@ -182,7 +182,7 @@ def named(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
     """Return the item id in the style of a provider: short with a sequence digit, or most of the product name."""
     if layout == "earth-search":
         return f"{scene.platform}_{tile}_{scene.time:%Y%m%d}_{sequence}_L2A"
-    number = f"N{scene.baseline.replace('.', '')}_" if layout == "cdse" else ""
+    number = f"N{scene.baseline.replace('.', '')}_" if layout in {"cdse", "eopf"} else ""
     stem = f"{scene.platform}_MSIL2A_{scene.time:%Y%m%dT%H%M%S}_{number}R{scene.orbit:03d}_T{tile}"
     return f"{stem}_{made(scene):%Y%m%dT%H%M%S}"
 
@@ -199,9 +199,9 @@ def _processing(time: datetime, index: int, epoch: int, layout: str) -> tuple[st
     """Return the processing baseline, and whether the offset of 1000 is in the pixels.
 
     Earth Search: as first produced, but every third scene reprocessed as 05.00, shifted or not. Planetary Computer:
-    all of 2020 and before processed once more in 2020. Copernicus Data Space: Collection 1.
+    all of 2020 and before processed once more in 2020. Copernicus Data Space: Collection 1, as ESA's EOPF products.
     """
-    if layout == "cdse":
+    if layout in {"cdse", "eopf"}:
         return "05.00", True
     if layout == "planetary-computer":
         return ("04.00", True) if epoch == 2 else ("02.12", False)
