@@ -37,6 +37,7 @@ IMAGE_PAGES = Limit(2**12, "pages", "an image written as one page per row has so
 IMAGE_STRIPS = Limit(2**16, "strips", "images of datasets have at most one strip per row, some 2000")
 PIXEL_SIZE_M = Limit(10_000, "metres per pixel", "bands of Sentinel-2 have 10 to 60 m, angle grids 5000 m")
 PIXELS_PER_M = Limit(4, "pixels per metre", "no satellite image has finer pixels than 0.25 m")
+SHARD_CHUNKS = Limit(2**20, "chunks in one shard", "a whole band of a tile in chunks of 256 pixels has some 1900")
 VRT_SOURCES = Limit(10_000, "sources", "a mosaic of all Sentinel-2 tiles of a continent has some 1000")
 VRT_NESTING = Limit(4, "VRTs inside each other", "a mosaic of stacks has 2")
 VRT_BYTES = Limit(2**26, "bytes", "10,000 sources take some 5e6")

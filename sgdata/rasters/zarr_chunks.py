@@ -1,0 +1,305 @@
+"""Read rows of a Zarr array of two dimensions: whole chunks, or the Blosc blocks in them that hold the rows."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sgdata import urls
+from sgdata.errors import SourceError
+from sgdata.limits import BLOCK_BYTES
+from sgdata.rasters import blosc_frames, checksums
+from sgdata.rasters.zarr_metadata import ZarrArray
+from sgdata.remote.objects import Folder
+from sgdata.types import Array, Window
+
+SECTION_BYTES = 1 << 24
+"""Decoded bytes of a chunk that are held at a time."""
+FIRST_BYTES = 1 << 13
+"""Bytes of a chunk that are read first: its header, and the table of up to 2000 blocks."""
+GAP_BYTES = 1 << 16
+"""Ranges that lie closer are read as one."""
+CRC_BYTES = 4
+ABSENT = 2**64 - 1
+"""Offset and size, in the index of a shard, of a chunk that does not exist."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a chunk is stored: an object, and its bytes there (all of it if `stop` is None)."""
+
+    key: str
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Blocks:
+    """The blocks of a chunk that is one Blosc frame; no spans where it is stored uncompressed."""
+
+    frame: blosc_frames.Frame
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkReader:
+    """Reads an array whose chunks lie in a folder.
+
+    Attributes:
+        array: the array.
+        folder: its folder.
+    """
+
+    array: ZarrArray
+    folder: Folder
+    _indices: dict[str, Array | None] = field(default_factory=dict, init=False)
+    _blocks: dict[Place, _Blocks] = field(default_factory=dict, init=False)
+    _whole: dict[Place, bytes] = field(default_factory=dict, init=False)
+
+    def strips(self, window: Window, fill: int) -> Iterator[Array]:
+        """Yield the window of an array of two dimensions from top to bottom.
+
+        Args:
+            window: pixels inside the array.
+            fill: value where a chunk does not exist.
+
+        Yields:
+            (h, W) strips in the byte order of this machine, which end where chunks end.
+
+        Raises:
+            SourceError: a chunk cannot be read, or is not what its array says.
+        """
+        height, width = self.array.inner
+        row_bytes = width * np.dtype(self.array.dtype).itemsize
+        most = max(SECTION_BYTES // row_bytes, 1)
+        bottom, right = window.row + window.height, window.col + window.width
+        row = window.row
+        while row < bottom:
+            top = row // height * height
+            stop = min(top + height, top + ((row - top) // most + 1) * most, bottom)
+            out = np.full((stop - row, window.width), fill, np.dtype(self.array.dtype).newbyteorder("="))
+            for j in range(window.col // width, -(-right // width) if window.width else 0):
+                values = self.rows((row // height, j), row - top, stop - top)
+                if values is not None:
+                    left, far = max(j * width, window.col), min((j + 1) * width, right)
+                    out[:, left - window.col : far - window.col] = values[:, left - j * width : far - j * width]
+            yield out
+            if stop - top == height:  # the next strip is in other chunks
+                self._blocks.clear()
+                self._whole.clear()
+            row = stop
+
+    def line(self) -> Array:
+        """Return the values of an array of one dimension. Raises SourceError."""
+        parts = []
+        for n in range(-(-self.array.shape[0] // self.array.inner[0])):
+            values = self._values(self._find((n,)), 0, self.array.chunk_bytes)
+            if values is None:
+                raise SourceError(f"{self._shown(self.array.key((n,)))}: does not exist; leave it out")
+            parts.append(values)
+        return np.concatenate(parts)[: self.array.shape[0]]
+
+    def rows(self, place: tuple[int, int], first: int, last: int) -> Array | None:
+        """Return rows of a chunk, (last - first, W); None if it does not exist. Raises SourceError."""
+        width = self.array.inner[1]
+        row_bytes = width * np.dtype(self.array.dtype).itemsize
+        values = self._values(self._find(place), first * row_bytes, last * row_bytes)
+        return None if values is None else values.reshape(last - first, width)
+
+    def _values(self, where: Place | None, start: int, stop: int) -> Array | None:
+        """Return the values in some of the decoded bytes of a chunk."""
+        if where is None:
+            return None
+        codecs = self.array.inner_codecs
+        if codecs == ("blosc",):
+            content = self._from_blocks(where, start, stop)
+        elif codecs == ():
+            content = self._plain(where, start, stop)
+        else:
+            whole = self._decoded(where)
+            content = None if whole is None else whole[start:stop]
+        return None if content is None else np.frombuffer(content, self.array.dtype)
+
+    # --- where chunks are ------------------------------------------------------------------
+
+    def _find(self, place: tuple[int, ...]) -> Place | None:
+        """Return where a chunk is stored; None if the index of its shard says that it does not exist."""
+        shards = self.array.shards
+        if shards is None:
+            return Place(self.array.key(place))
+        counts = tuple(outer // inner for outer, inner in zip(self.array.chunks, shards.chunks, strict=True))
+        key = self.array.key(tuple(n // count for n, count in zip(place, counts, strict=True)))
+        if key not in self._indices:
+            self._indices[key] = self._read_index(key, math.prod(counts))
+        index = self._indices[key]
+        if index is None:
+            return None
+        inside = np.ravel_multi_index(tuple(n % count for n, count in zip(place, counts, strict=True)), counts)
+        start, size = map(int, index[inside])
+        if start == size == ABSENT:
+            return None
+        # More than a chunk can take even if its codec expands it.
+        if start > ABSENT // 2 or size > 2 * self.array.chunk_bytes + FIRST_BYTES:
+            raise SourceError(f"{self._shown(key)}: shard has a chunk of {size:,} bytes at {start:,}; leave it out")
+        return Place(key, start, start + size)
+
+    def _read_index(self, key: str, count: int) -> Array | None:
+        """Return the starts and sizes of the chunks in a shard, (count, 2); None if it does not exist."""
+        shards = self.array.shards
+        assert shards is not None
+        size = 16 * count + CRC_BYTES * len(shards.index_codecs)
+        content = self.folder.read_range(key, 0, size) if shards.index_first else self.folder.read_range(key, -size)
+        if content is None:
+            return None
+        if len(content) != size:
+            raise SourceError(f"{self._shown(key)}: shard ends inside its index; fetch it again or leave it out")
+        for _ in shards.index_codecs:
+            content = _checked(content, self._shown(key))
+        return np.frombuffer(content, "<u8").reshape(count, 2)
+
+    def _shown(self, key: str) -> str:
+        return urls.without_secrets(self.folder.at(key))
+
+    def _bytes(self, where: Place, start: int, stop: int | None) -> bytes | None:
+        """Return stored bytes of a chunk, from `start` on; fewer where it ends before `stop`."""
+        end = where.stop
+        if stop is not None:
+            end = where.start + stop if end is None else min(where.start + stop, end)
+        if end is None:  # as much as a chunk can take, and one byte more
+            end = where.start + 2 * self.array.chunk_bytes + FIRST_BYTES + 1
+            BLOCK_BYTES.check(self.array.chunk_bytes, self._shown(where.key))
+        return self.folder.read_range(where.key, where.start + start, end)
+
+    # --- decoding --------------------------------------------------------------------------
+
+    def _plain(self, where: Place, start: int, stop: int) -> bytes | None:
+        """Return bytes of a chunk that is not compressed."""
+        content = self._bytes(where, start, stop)
+        if content is not None and len(content) != stop - start:
+            raise SourceError(f"{self._shown(where.key)}: chunk ends too soon; fetch it again or leave it out")
+        return content
+
+    def _decoded(self, where: Place) -> bytes | None:
+        """Return a chunk decoded as a whole."""
+        if where not in self._whole:
+            content = self._bytes(where, 0, None)
+            if content is None:
+                return None
+            self._whole[where] = decode(content, self.array.inner_codecs, self.array.chunk_bytes, self._shown(where.key))
+        return self._whole[where]
+
+    def _from_blocks(self, where: Place, start: int, stop: int) -> bytes | None:
+        """Return bytes of a chunk that is a Blosc frame, of which only the blocks that hold them are read."""
+        blocks = self._blocks.get(where)
+        head = b""
+        if blocks is None:
+            found = self._bytes(where, 0, FIRST_BYTES)
+            if found is None:
+                return None
+            head = found
+            blocks = self._blocks[where] = self._parse_blocks(where, head)
+        frame = blocks.frame
+        if frame.is_raw:
+            at = blosc_frames.HEADER_BYTES
+            return self._plain(where, at + start, at + stop)
+        low, high = start // frame.block, -(-stop // frame.block)
+        parts = self._read_spans(where, blocks.spans[low:high], head)
+        size = min(high * frame.block, frame.size) - low * frame.block
+        content = decode_blosc(blosc_frames.assemble(frame, parts, low), size, self._shown(where.key))
+        return content[start - low * frame.block : stop - low * frame.block]
+
+    def _parse_blocks(self, where: Place, head: bytes) -> _Blocks:
+        origin = self._shown(where.key)
+        frame = blosc_frames.parse_header(head, self.array.chunk_bytes, origin)
+        if where.stop is not None and frame.stored > where.stop - where.start:
+            raise SourceError(f"{origin}: Blosc frame of {frame.stored:,} bytes ends behind its chunk; leave it out")
+        if frame.is_raw:
+            return _Blocks(frame=frame, spans=())
+        table = head[blosc_frames.HEADER_BYTES : frame.data_start]
+        if len(head) < frame.data_start:
+            rest = self._plain(where, len(head), frame.data_start)
+            table += rest or b""
+        return _Blocks(frame=frame, spans=blosc_frames.find_blocks(frame, table, origin))
+
+    def _read_spans(self, where: Place, spans: tuple[tuple[int, int], ...], head: bytes) -> list[bytes]:
+        """Return the bytes of each span; spans that lie close to each other are read together."""
+        ranges: list[tuple[int, int]] = []
+        for start, stop in sorted(spans):
+            if ranges and start - ranges[-1][1] <= GAP_BYTES:
+                ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
+            else:
+                ranges.append((start, stop))
+        held = {}
+        for start, stop in ranges:
+            found = head[start:stop] if stop <= len(head) else self._plain(where, start, stop)
+            if found is None:
+                raise SourceError(f"{self._shown(where.key)}: vanished while it was read; try again")
+            held[start] = found
+        starts = [start for start, _ in ranges]
+        parts = []
+        for start, stop in spans:
+            base = starts[int(np.searchsorted(starts, start, side="right")) - 1]
+            parts.append(held[base][start - base : stop - base])
+        return parts
+
+
+def decode(content: bytes, codecs: tuple[str, ...], size: int, origin: str) -> bytes:
+    """Decode a chunk.
+
+    Args:
+        content: stored bytes.
+        codecs: codecs in order of encoding.
+        size: bytes that the decoded chunk must have.
+        origin: name of the chunk, for messages.
+
+    Raises:
+        SourceError: it is damaged, or decodes to another size.
+    """
+    for name in reversed(codecs):
+        content = _checked(content, origin) if name == "crc32c" else _decompressed(content, name, size, origin)
+    if len(content) != size:
+        raise SourceError(f"{origin}: chunk decodes to {len(content):,} bytes, its array says {size:,}; leave it out")
+    return content
+
+
+def _checked(content: bytes, origin: str) -> bytes:
+    """Return what a CRC-32C at the end is the checksum of. Raises SourceError if it differs."""
+    body, end = content[:-CRC_BYTES], content[-CRC_BYTES:]
+    if len(content) < CRC_BYTES or checksums.crc32c(body) != int.from_bytes(end, "little"):
+        raise SourceError(f"{origin}: checksum CRC-32C differs; fetch it again or leave it out")
+    return body
+
+
+def _decompressed(content: bytes, name: str, size: int, origin: str) -> bytes:
+    import imagecodecs
+
+    if name == "blosc":
+        frame = blosc_frames.parse_header(content, size, origin)
+        if frame.stored > len(content):
+            raise SourceError(f"{origin}: chunk ends too soon; fetch it again or leave it out")
+        return decode_blosc(content[: frame.stored], size, origin)
+    try:
+        if name == "zstd":
+            out = bytearray(size)  # of the size that it must have: a frame may announce any
+            return bytes(imagecodecs.zstd_decode(content, out=out))
+        decoder = zlib.decompressobj(wbits=47)  # gzip or zlib
+        return decoder.decompress(content, size + 1)
+    except (imagecodecs.ZstdError, zlib.error, ValueError) as error:
+        raise SourceError(f"{origin}: chunk cannot be decoded by {name}: {error!s:.80}; leave it out") from None
+
+
+def decode_blosc(frame: bytes, size: int, origin: str) -> bytes:
+    """Decode a Blosc frame of `size` bytes. Raises SourceError."""
+    import imagecodecs
+
+    try:
+        content = bytes(imagecodecs.blosc_decode(frame, numthreads=1, out=bytearray(size)))
+    except (imagecodecs.BloscError, ValueError) as error:
+        raise SourceError(f"{origin}: chunk cannot be decoded by Blosc: {error!s:.80}; leave it out") from None
+    if len(content) != size:
+        raise SourceError(f"{origin}: chunk decodes to {len(content):,} bytes, expected {size:,}; leave it out")
+    return content
