@@ -29,12 +29,18 @@ _PAIR = re.compile(r"([?&#]|&amp;|\\u0026)([\w.%~-]+)=[^\s&#\"'<>)\]]*")
 _HEADER = re.compile(
     r"\b(authorization|x-api-key)(['\"]?\s*[:=]\s*['\"]?)((?:bearer|basic)\s+)?[^\s,}'\"]+", re.IGNORECASE
 )
+_ZARR = re.compile(r"[^?#]*\.zarr(?:[/?#]|$)")
 _KNOWN: dict[str, str] = {}
 
 
 def is_http(address: str) -> bool:
     """Return whether an address is that of an HTTP server, rather than a path or a bucket."""
     return address.startswith(("http://", "https://"))
+
+
+def is_zarr(address: str) -> bool:
+    """Return whether an address leads to a Zarr store or into one, by the name of a folder."""
+    return bool(_ZARR.match(address))
 
 
 def without_secrets(url: str) -> str:

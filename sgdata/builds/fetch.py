@@ -271,7 +271,9 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
             headers=paths.out / HEADERS,
         )
     hrefs = [asset.href for asset in available.values()] + [located.product or ""]
-    product = located.product if offsets.states_offset(scene.baseline) else None
+    # Of Zarr stores always, since their metadata state the scale too.
+    is_read = offsets.states_offset(scene.baseline) or urls.is_zarr(located.product or "")
+    product = located.product if is_read else None
     return SceneRequest(
         id=scene.id,
         overpass=scene.overpass,

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from sgdata import files, safe_names
+from sgdata import files, safe_names, urls
 from sgdata.composite import gdal_files, remote_tiffs
 from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
 from sgdata.errors import SettingError, SgdataError, SourceError
@@ -176,6 +176,11 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         SourceError: the file cannot be opened or differs from its item, also while it is read.
     """
     with ExitStack() as stack:
+        if urls.is_zarr(href):
+            from sgdata.composite import zarr_files  # not at the top: most scenes are files
+
+            yield stack.enter_context(zarr_files.open_zarr(request, href))
+            return
         if remote_tiffs.takes(href):
             try:
                 yield stack.enter_context(remote_tiffs.open_remote_tiff(request, href))

@@ -7,6 +7,7 @@ again, which the library decodes. Format: c-blosc, `README_CHUNK_FORMAT.rst`.
 
 from __future__ import annotations
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def find_blocks(frame: Frame, table: bytes, origin: str) -> tuple[tuple[int, int
     order = sorted({*starts, frame.stored})
     if order[0] < frame.data_start or order[-1] != frame.stored:
         raise SourceError(f"{origin}: table of Blosc blocks leads outside the chunk; leave it out")
-    ends = dict(zip(order, order[1:], strict=False))
+    ends = dict(itertools.pairwise(order))
     if frame.stored in starts:
         raise SourceError(f"{origin}: table of Blosc blocks has an empty one; leave it out")
     return tuple((start, ends[start]) for start in starts)

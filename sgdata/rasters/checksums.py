@@ -22,7 +22,7 @@ def _update(content: Array, table: Array) -> int:
     crc = np.uint32(0xFFFFFFFF)
     for byte in content:
         crc = table[(crc ^ byte) & 0xFF] ^ (crc >> np.uint32(8))
-    return crc ^ np.uint32(0xFFFFFFFF)  # type: ignore[no-any-return]
+    return int(crc ^ np.uint32(0xFFFFFFFF))
 
 
 def crc32c(content: bytes) -> int:

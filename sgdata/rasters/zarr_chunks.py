@@ -189,7 +189,9 @@ class ChunkReader:
             content = self._bytes(where, 0, None)
             if content is None:
                 return None
-            self._whole[where] = decode(content, self.array.inner_codecs, self.array.chunk_bytes, self._shown(where.key))
+            self._whole[where] = decode(
+                content, self.array.inner_codecs, self.array.chunk_bytes, self._shown(where.key)
+            )
         return self._whole[where]
 
     def _from_blocks(self, where: Place, start: int, stop: int) -> bytes | None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sgdata import files
+from sgdata import files, urls
 from sgdata.errors import SgdataError
 
 if TYPE_CHECKING:
@@ -41,12 +41,15 @@ def identify_address(href: str, access: Access | None = None) -> str | None:
     """Return the identity of one file: a path, a path in an archive, or a URL.
 
     Returns:
-        The identity; "" if a server or store gives no ETag, date or size; None if it does not give the file.
+        The identity; "" if a server or store gives no ETag, date or size, or if it is an array of files there; None if
+        it does not give the file.
     """
-    if href.startswith(("s3://", "gs://", "az://")):
-        return ""
+    if href.startswith(("s3://", "gs://", "az://")) or (urls.is_http(href) and urls.is_zarr(href)):
+        return ""  # an array of a Zarr store is many files
     if not re.match(r"https?://", href):
         path = Path(re.sub(r"^(?:/vsi\w+/|[a-z+]+://)", "", href))
+        if path.is_dir():  # an array of a Zarr store
+            return identify_files(file for file in path.rglob("*") if file.is_file())
         return identify_files([file for file in (path, *path.parents) if file.is_file()][:1])
     import requests
 

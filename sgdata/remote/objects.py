@@ -1,6 +1,6 @@
 """Read whole objects and byte ranges of them, on disk or on a server; one that does not exist is no error.
 
-Stores of many small objects, such as Zarr, leave out what has no data. Only a plain answer that an object does not exist
+Stores of many objects, such as Zarr, leave out those without data. Only a plain answer that an object does not exist
 counts as that: any other failure is an error.
 """
 

@@ -145,13 +145,13 @@ def _store(href: str) -> str:
 
 
 def _has_own_product(scene: Scene) -> bool:
-    """Return whether the product's XML is in the folder of the bands, or in the SAFE folder around them."""
+    """Return whether the product's metadata lie in the folder of the bands, or in the SAFE or Zarr folder around it."""
     if scene.product is None:
         return False
     folder = PurePosixPath(scene.product).parent
     folders = [PurePosixPath(asset.href).parent for band, asset in scene.assets.items() if band in MSI.by_name]
-    is_safe = folder.name.endswith(".SAFE")
-    return all(one == folder or (is_safe and folder in one.parents) for one in folders)
+    is_product = folder.name.endswith((".SAFE", ".zarr"))
+    return all(one == folder or (is_product and folder in one.parents) for one in folders)
 
 
 def declared_offset(scene: Scene) -> int | None:

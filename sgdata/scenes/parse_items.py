@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import package_data, urls
 from sgdata.errors import SourceError
 from sgdata.remote.access import relative
+from sgdata.scenes import eopf_items
 from sgdata.scenes.types import Asset, Scene
 from sgdata.sentinel2 import MSI
 
@@ -55,7 +56,8 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
 def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
     properties = item.properties
     # Names differ between providers and between years of one provider: each `or` is another name.
-    provider, keys = _provider(item, bands)
+    store = eopf_items.find_store(item, _file_keys())
+    provider, keys = _provider(item, bands) if store is None else ("eopf", dict[str, str]())
     product = _product(item)
     tile = _tile(item)
     baseline = _baseline(item)
@@ -79,9 +81,14 @@ def _scene(item: pystac.Item, bands: tuple[str, ...], root: str) -> Scene:
         crs=_crs(properties) or _zone(tile[1], tile[2]),
         bbox=(item.bbox[0], item.bbox[1], item.bbox[2], item.bbox[3]),
         cloud_cover=None if properties.get("eo:cloud_cover") is None else float(properties["eo:cloud_cover"]),
-        assets={band: _asset(item, keys[band], root, band=band) for band in bands},
-        product=next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None),
-        declared_offset=_declared_offset([item.assets[keys[band]] for band in bands if band in MSI.by_name]),
+        assets={
+            band: _asset(item, keys[band], root, band=band) if store is None else _array(item, store, band, root)
+            for band in bands
+        },
+        product=_product_address(item, store, root),
+        declared_offset=eopf_items.declared_offset(item)
+        if store is not None
+        else _declared_offset([item.assets[keys[band]] for band in bands if band in MSI.by_name]),
         offset_applied=_offset_applied(item),
     )
 
@@ -196,6 +203,32 @@ def resolve_keys(item: pystac.Item, bands: tuple[str, ...], keys: Mapping[str, s
         elif key.lower() in by_lower:
             resolved[band] = by_lower[key.lower()]
     return resolved
+
+
+@cache
+def _file_keys() -> frozenset[str]:
+    """Return the keys by which providers name the files of bands."""
+    return frozenset(key for keys in asset_keys().values() for key in keys.values())
+
+
+def _array(item: pystac.Item, store: str, band: str, root: str) -> Asset:
+    """Return the array of a band in the store of an item, with what the item says of it, if anything."""
+    path = eopf_items.array_paths().get(band)
+    if path is None:
+        raise SourceError(f"item {item.id}: is an EOPF product, which has no {band}; leave it out of the recipe")
+    href = eopf_items.in_store(store, path)
+    for key, asset in item.assets.items():
+        if (asset.get_absolute_href() or asset.href) == href:
+            return _asset(item, key, root)
+    return Asset(href=urls.remember(relative(href, root) if root else href), crs=_crs(item.properties))
+
+
+def _product_address(item: pystac.Item, store: str | None, root: str) -> str | None:
+    """Return the address of the product's own metadata; None if it has none."""
+    if store is None:
+        return next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None)
+    href = eopf_items.in_store(store, eopf_items.METADATA)
+    return urls.remember(relative(href, root) if root else href)
 
 
 def _asset(item: pystac.Item, key: str, root: str, *, band: str = "") -> Asset:

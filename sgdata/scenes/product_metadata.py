@@ -1,4 +1,4 @@
-"""Read the offset of DN from the product metadata (XML) of a scene, as untrusted input."""
+"""Read the offset of DN from the product metadata (XML, or those of a Zarr store) of a scene, as untrusted input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
 from sgdata.remote import retry
 from sgdata.remote.access import Access
-from sgdata.scenes import signing
+from sgdata.scenes import eopf_metadata, signing
 
 log = logging.getLogger("sgdata")
 
@@ -26,7 +26,9 @@ def offset(href: str, tokens: str = "", *, access: Access | None = None) -> int 
     Raises SourceError if they are damaged or have several offsets.
     """
     content = _content(href, tokens, access)
-    return None if content is None else parsed(content, href)
+    if content is None:
+        return None
+    return eopf_metadata.parsed(content, href) if urls.is_zarr(href) else parsed(content, href)
 
 
 def parsed(content: bytes, name: str) -> int:

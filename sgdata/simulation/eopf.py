@@ -1,7 +1,7 @@
 """Write the files of a scene as ESA publishes them in its EOPF format: one Zarr store (format 2) per product.
 
-Groups, attributes and compression follow published products. The chunk is that of the L2A products, a quarter of a tile,
-so that every array of a simulated scene is one chunk. As there, coarser groups repeat finer bands.
+Groups, attributes and compression follow published products. A chunk is a quarter of a tile, as of the L2A products, so
+that every array of a simulated scene is one chunk. As there, coarser groups repeat finer bands.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ REPEATED = {20: ("B01", "B02", "B03", "B04"), 60: tuple(band for band in L2A_BAN
 CLOUD_PER_CENT = {
     SceneClass.CLOUD_SHADOW: 5, SceneClass.CLOUD_MEDIUM: 55, SceneClass.CLOUD_HIGH: 95, SceneClass.CIRRUS: 30,
 }  # fmt: skip
-COMPRESSOR = {"blocksize": 0, "clevel": 3, "cname": "zstd", "id": "blosc", "shuffle": 2}
+CODEC, LEVEL, BIT_SHUFFLE = "zstd", 3, 2
+COMPRESSOR = {"blocksize": 0, "clevel": LEVEL, "cname": CODEC, "id": "blosc", "shuffle": BIT_SHUFFLE}
 
 Put = Callable[[str, bytes], None]
 """Stores bytes under a key."""
@@ -177,7 +178,7 @@ def compress(values: Array) -> bytes:
     # One thread: several write the blocks in the order in which they finish.
     return bytes(
         imagecodecs.blosc_encode(
-            np.ascontiguousarray(values), level=COMPRESSOR["clevel"], compressor=COMPRESSOR["cname"],
-            shuffle=COMPRESSOR["shuffle"], typesize=values.itemsize, blocksize=0, numthreads=1,
+            values.tobytes(), level=LEVEL, compressor=CODEC, shuffle=BIT_SHUFFLE, typesize=values.itemsize,
+            blocksize=0, numthreads=1,
         )
     )  # fmt: skip

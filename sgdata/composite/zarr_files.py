@@ -1,0 +1,102 @@
+"""Open a band of a scene in a Zarr store, such as ESA's EOPF products: rows of chunks, or of the blocks inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from sgdata import urls
+from sgdata.composite import cloud_masks, scene_files
+from sgdata.composite.scene_files import SceneFile, WindowRequest
+from sgdata.errors import SourceError
+from sgdata.rasters import geotiff, grids, zarr_store
+from sgdata.rasters.zarr_chunks import ChunkReader
+from sgdata.sentinel2 import MSI
+from sgdata.types import Array, Grid, Window
+
+BLOCK_ROWS = 512
+"""Rows of a chunk that are at most called a block, where rows can be read alone."""
+WARP_MARGIN_PX = 8
+"""Pixels read around those that a warped window covers: kernels read up to 2 beyond, and zones are rotated."""
+
+
+@contextmanager
+def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
+    """Open the array of a window and compare its metadata with its item. Raises SourceError, also while it is read."""
+    if href.startswith("/vsi"):
+        raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
+    reader = zarr_store.open_array(href, request.access)
+    dtype = np.dtype(reader.array.dtype).name
+    whole = zarr_store.read_grid(reader, href, request.asset.crs)
+    nodata = _nodata(reader, href)
+    header = geotiff.Header(grid=whole, dtype=dtype, nodata=nodata, bands=1)
+    scene_files.check(request, header)
+    beyond = cloud_masks.BEYOND if dtype == "uint8" else 0  # 0 is a value in masks
+    grid, window = scene_files.find_window(request, header, geographic=False)
+    if window is None:
+        block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
+
+        def strips(part: Window) -> Iterator[Array]:
+            return _warped(reader, request, header, grids.crop(grid, part), beyond)
+    else:
+        row, col = window.row, window.col
+        block = scene_files.block_at(window, _block_shape(reader))
+
+        def strips(part: Window) -> Iterator[Array]:
+            inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
+            return _native(reader, inside, nodata, beyond)
+
+    yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips)
+
+
+def _block_shape(reader: ChunkReader) -> tuple[int, int]:
+    """Return the shape of what is read alone: a chunk, or some rows of it where its blocks are addressed."""
+    height, width = reader.array.inner
+    if reader.array.inner_codecs not in {("blosc",), ()}:
+        return height, width
+    parts = next(n for n in range(-(-height // BLOCK_ROWS), height + 1) if height % n == 0)
+    return height // parts, width
+
+
+def _nodata(reader: ChunkReader, href: str) -> float | None:
+    """Return the value of pixels without data; the classification of ESA's products declares none, but has a class."""
+    if zarr_store.locate(href).path.endswith("/scl"):
+        return float(MSI.classes.no_data)
+    return reader.array.fill
+
+
+def _native(reader: ChunkReader, window: Window, nodata: float | None, beyond: int) -> Iterator[Array]:
+    """Yield a window as `geotiff.read_strips` does; where a chunk does not exist there are no data."""
+    for values in reader.strips(window, beyond):
+        if nodata and values.dtype == np.uint16:  # not in masks, where 0 means clear
+            values[values == nodata] = 0
+        yield values
+
+
+def _warped(
+    reader: ChunkReader, request: WindowRequest, header: geotiff.Header, part: Grid, beyond: int
+) -> Iterator[Array]:
+    """Yield a part of a grid of another CRS, warped as files are: through a file in memory of the pixels around it."""
+    from rasterio.io import MemoryFile
+    from rasterio.transform import Affine
+    from rasterio.warp import transform_bounds
+    from rasterio.windows import Window as RasterWindow
+
+    bounds = transform_bounds(part.crs, header.grid.crs, *part.bounds, densify_pts=64)
+    window = grids.window_over(header.grid, bounds, margin=WARP_MARGIN_PX)
+    height, width = header.grid.shape
+    with MemoryFile() as memory:
+        # Of the size of the whole array, so that positions are computed from the same numbers; only blocks that are
+        # written take memory.
+        with memory.open(
+            driver="GTiff", height=height, width=width, count=1, dtype=header.dtype, crs=header.grid.crs,
+            transform=Affine(*header.grid.transform), nodata=header.nodata, tiled=True, sparse_ok=True,
+        ) as copy:  # fmt: skip
+            row = window.row
+            for values in reader.strips(window, beyond):
+                copy.write(values, 1, window=RasterWindow(window.col, row, window.width, values.shape[0]))
+                row += values.shape[0]
+        with memory.open() as dataset:
+            yield from geotiff.read_warped(dataset, part, request.kernel, beyond=beyond)

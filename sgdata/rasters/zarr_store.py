@@ -1,0 +1,217 @@
+"""Find an array in a Zarr store: its metadata, by the consolidated ones where there are any, and its grid."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgdata import documents, urls
+from sgdata.errors import SourceError
+from sgdata.limits import PRODUCT_BYTES
+from sgdata.rasters import zarr_metadata
+from sgdata.rasters.zarr_chunks import ChunkReader
+from sgdata.rasters.zarr_metadata import ZarrArray
+from sgdata.remote.access import Access
+from sgdata.remote.objects import Folder
+from sgdata.types import Grid
+
+_STORE = re.compile(r"(.*?\.zarr)(?:/([^?#]*))?(\?[^#]*)?", re.DOTALL)
+_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+V2, V3 = ".zmetadata", "zarr.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """An array in a store.
+
+    Attributes:
+        store: address of the store.
+        path: path of the array in it.
+    """
+
+    store: str
+    path: str
+
+    @property
+    def group(self) -> str:
+        """Path of the group of the array."""
+        return self.path.rpartition("/")[0]
+
+
+def locate(href: str) -> Location:
+    """Return the store and the path of an array. Raises SourceError if the address is none."""
+    match = _STORE.fullmatch(href)
+    path = (match[2] or "").strip("/") if match else ""
+    if match is None or not all(_PART.fullmatch(part) for part in path.split("/")):
+        raise SourceError(
+            f"{urls.without_secrets(href)}: names no array; expected PRODUCT.zarr/GROUP/ARRAY; leave it out"
+        )
+    return Location(store=match[1] + (match[3] or ""), path=path)
+
+
+def open_array(href: str, access: Access | None = None) -> ChunkReader:
+    """Open an array of a store by its address. Raises SourceError if it does not exist or cannot be read."""
+    array = _find(locate(href), access)
+    if array is None:
+        raise SourceError(f"{urls.without_secrets(href)}: the product has no such array; leave it out")
+    return ChunkReader(array=array, folder=Folder(href=href, access=access))
+
+
+def _find(where: Location, access: Access | None) -> ZarrArray | None:
+    """Return the metadata of an array; None if the store has no such array. Raises SourceError."""
+    shown = urls.without_secrets(urls.joined(where.store, where.path))
+    root = Folder(href=where.store, access=access)
+    consolidated = _consolidated(root, _state(where.store))
+    if consolidated is not None:
+        version, nodes = consolidated
+        if version == 2 and f"{where.path}/.zarray" in nodes:
+            return zarr_metadata.parse_v2(nodes[f"{where.path}/.zarray"], nodes.get(f"{where.path}/.zattrs", {}), shown)
+        if version == 3 and where.path in nodes:
+            return zarr_metadata.parse_v3(nodes[where.path], shown)
+        return None
+    if (about := _document(root, f"{where.path}/.zarray")) is not None:
+        attributes = _document(root, f"{where.path}/.zattrs")
+        return zarr_metadata.parse_v2(about, {} if attributes is None else attributes, shown)
+    if (about := _document(root, f"{where.path}/{V3}")) is not None:
+        return zarr_metadata.parse_v3(about, shown)
+    return None
+
+
+def _state(store: str) -> tuple[int, ...]:
+    """Return what changes with the metadata of a store on disk; of remote ones those of a process do not change."""
+    states = []
+    for name in (V2, V3) if "://" not in store else ():
+        try:
+            status = (Path(store) / name).stat()
+        except OSError:
+            continue
+        states += [status.st_mtime_ns, status.st_size, status.st_ino]
+    return tuple(states)
+
+
+@lru_cache(maxsize=32)
+def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
+    """Return format and metadata of all arrays of a store; None if it has them beside each array only."""
+    document = _document(root, V2)
+    if document is not None:
+        nodes = document.get("metadata") if isinstance(document, dict) else None
+        if not isinstance(nodes, dict):
+            raise SourceError(f"{_shown(root, V2)}: has no 'metadata'; leave it out")
+        return 2, nodes
+    document = _document(root, V3)
+    about = document.get("consolidated_metadata") if isinstance(document, dict) else None
+    nodes = about.get("metadata") if isinstance(about, dict) else None
+    return (3, nodes) if isinstance(nodes, dict) else None
+
+
+def _document(root: Folder, key: str) -> Any:
+    """Return a parsed document of a store; None if it does not exist. Raises SourceError."""
+    content = root.read(key, PRODUCT_BYTES)
+    return None if content is None else documents.parse_json(content, _shown(root, key))
+
+
+def _shown(root: Folder, key: str) -> str:
+    return urls.without_secrets(root.at(key))
+
+
+# --- grids ---------------------------------------------------------------------------------
+
+
+def read_grid(reader: ChunkReader, href: str, crs: str | None) -> Grid:
+    """Return the grid of an array of two dimensions.
+
+    It is that of `proj:transform`, compared with the coordinates `x` and `y` beside the array, which are the centres of
+    pixels or their north-west corners; or that of the coordinates alone, as centres.
+
+    Args:
+        reader: the open array.
+        href: its address.
+        crs: CRS to assume where the array has none.
+
+    Raises:
+        SourceError: pixels are not square and north-up, the CRS is unknown, or the two contradict each other.
+    """
+    shown = urls.without_secrets(href)
+    array = reader.array
+    if len(array.shape) != 2:
+        raise SourceError(f"{shown}: has {len(array.shape)} dimensions, expected rows and columns; leave it out")
+    shape = (array.shape[0], array.shape[1])
+    crs = _crs(array.attributes) or crs
+    if crs is None:
+        raise SourceError(f"{shown}: has no proj:epsg or proj:code; leave it out")
+    axes = _read_axes(href, reader.folder.access, shape)
+    transform = _transform(array.attributes.get("proj:transform"), shown)
+    if transform is None:
+        if axes is None:
+            raise SourceError(f"{shown}: has neither proj:transform nor coordinates x and y; leave it out")
+        gsd, west, north = axes
+        return Grid(crs=crs, origin=(west - gsd / 2, north + gsd / 2), gsd_m=gsd, shape=shape)
+    gsd, west, north = transform
+    if axes is not None:
+        corner = axes in ((gsd, west, north), (gsd, west + gsd / 2, north - gsd / 2))
+        if not corner:
+            at = f"pixels of {axes[0]:g} m from ({axes[1]:.10g}, {axes[2]:.10g})"
+            expected = f"{gsd:g} m from ({west:.10g}, {north:.10g})"
+            raise SourceError(f"{shown}: coordinates give {at}, proj:transform {expected}; leave it out")
+    return Grid(crs=crs, origin=(west, north), gsd_m=gsd, shape=shape)
+
+
+def _crs(attributes: Mapping[str, Any]) -> str | None:
+    code = attributes.get("proj:code") or attributes.get("proj:epsg")
+    match = re.fullmatch(r"(?:EPSG:)?(\d{4,6})", str(code).upper())
+    return f"EPSG:{match[1]}" if match else None
+
+
+def _transform(value: Any, shown: str) -> tuple[float, float, float] | None:
+    """Return pixel size, west and north of an affine transform of six or nine numbers; None if there is none."""
+    if value is None:
+        return None
+    is_list = isinstance(value, list) and len(value) in {6, 9} and all(isinstance(one, int | float) for one in value)
+    a, b, c, d, e, f = map(float, value[:6]) if is_list else (0.0,) * 6
+    if not a > 0 or b or d or a != -e or not all(map(math.isfinite, (a, c, f))):
+        raise SourceError(f"{shown}: proj:transform {value!r:.80}, expected square north-up pixels; leave it out")
+    return a, c, f
+
+
+def _read_axes(href: str, access: Access | None, shape: tuple[int, int]) -> tuple[float, float, float] | None:
+    """Return spacing, first x and first y of the coordinates beside an array; None if there are none."""
+    where = locate(href)
+    values = []
+    for name, size in (("x", shape[1]), ("y", shape[0])):
+        beside = f"{where.group}/{name}" if where.group else name
+        line = _read_axis(where.store, beside, access, _state(where.store))
+        if line is None:
+            return None
+        first, step, count = line
+        if count != size:
+            raise SourceError(
+                f"{urls.without_secrets(href)}: has {size} along {name} and {count} coordinates; leave it out"
+            )
+        values.append((first, step))
+    (x, dx), (y, dy) = values
+    if dx <= 0 or dx != -dy:
+        raise SourceError(f"{urls.without_secrets(href)}: coordinates go by {dx:g} and {dy:g} m; leave it out")
+    return dx, x, y
+
+
+@lru_cache(maxsize=64)
+def _read_axis(store: str, path: str, access: Access | None, state: tuple[int, ...]) -> tuple[float, float, int] | None:
+    """Return first value, step and number of evenly spaced coordinates; None if there are none. Raises SourceError."""
+    array = _find(Location(store=store, path=path), access)
+    if array is None:
+        return None
+    href = urls.joined(store, path) if "://" in store else f"{store}/{path}"
+    if len(array.shape) != 1:
+        raise SourceError(f"{urls.without_secrets(href)}: has {len(array.shape)} dimensions, expected 1; leave it out")
+    line = ChunkReader(array=array, folder=Folder(href=href, access=access)).line().astype(np.float64)
+    step = float(line[1] - line[0]) if len(line) > 1 else 0.0
+    if not np.array_equal(line, line[0] + step * np.arange(len(line))):
+        raise SourceError(f"{urls.without_secrets(href)}: coordinates are not evenly spaced; leave it out")
+    return float(line[0]), step, len(line)
