@@ -13,6 +13,7 @@ from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, zarr_store
 from sgdata.rasters.zarr_chunks import ChunkReader
+from sgdata.scenes import eopf_items
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
 
@@ -29,6 +30,12 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
     reader = zarr_store.open_array(href, request.access)
     dtype = np.dtype(reader.array.dtype).name
+    attributes = reader.array.attributes
+    if zarr_store.locate(href).path.startswith(eopf_items.REFLECTANCE):
+        # The offset is decided for the scene as a whole; no other scale is ever undone.
+        eopf_items.offset_in_dn(
+            attributes.get("scale_factor"), attributes.get("add_offset"), urls.without_secrets(href)
+        )
     whole = zarr_store.read_grid(reader, href, request.asset.crs)
     nodata = _nodata(reader, href)
     header = geotiff.Header(grid=whole, dtype=dtype, nodata=nodata, bands=1)

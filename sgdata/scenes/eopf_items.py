@@ -17,7 +17,8 @@ from sgdata.sentinel2 import MSI
 if TYPE_CHECKING:
     import pystac
 
-METADATA = ".zmetadata"
+METADATA, METADATA_3 = ".zmetadata", "zarr.json"
+"""Documents with the metadata of a whole product, in formats 2 and 3 of Zarr."""
 REFLECTANCE = "measurements/reflectance/"
 _STORE = re.compile(r"([^?#]*?\.zarr)(?:/[^?#]*)?(\?[^#]*)?")
 

@@ -11,7 +11,7 @@ from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
 from sgdata.remote import retry
 from sgdata.remote.access import Access
-from sgdata.scenes import eopf_metadata, signing
+from sgdata.scenes import eopf_items, eopf_metadata, signing
 
 log = logging.getLogger("sgdata")
 
@@ -25,10 +25,11 @@ def offset(href: str, tokens: str = "", *, access: Access | None = None) -> int 
 
     Raises SourceError if they are damaged or have several offsets.
     """
-    content = _content(href, tokens, access)
+    is_store = urls.is_zarr(href)
+    content = _of_store(href, tokens, access) if is_store else _content(href, tokens, access)
     if content is None:
         return None
-    return eopf_metadata.parsed(content, href) if urls.is_zarr(href) else parsed(content, href)
+    return eopf_metadata.parsed(content, href) if is_store else parsed(content, href)
 
 
 def parsed(content: bytes, name: str) -> int:
@@ -60,23 +61,42 @@ class _Plain(ET.TreeBuilder):
         raise _TypedError
 
 
+def _of_store(href: str, tokens: str, access: Access | None) -> bytes | None:
+    """Return the metadata of a Zarr product, of format 2 or else 3; as `_content` if it has neither."""
+    try:
+        return _fetch(href, tokens, access)
+    except _failures():
+        folder, _, query = href.partition("?")
+        of_3 = f"{folder.removesuffix(eopf_items.METADATA)}{eopf_items.METADATA_3}"
+        return _content(f"{of_3}?{query}" if query else of_3, tokens, access)
+
+
 def _content(href: str, tokens: str, access: Access | None) -> bytes | None:
     """Return the bytes of a file; None, with a warning, if it cannot be read. Raises SourceError if it is too large."""
-    import requests
-
-    from sgdata.remote import buckets  # not at the top: most metadata lie in no bucket
-
     try:
-        if "://" not in href:
-            return documents.read_bytes(Path(href), PRODUCT_BYTES)
-        if href.startswith(("s3://", "gs://")):
-            return buckets.read_object(href, PRODUCT_BYTES)
-        return _download(buckets.blob_url(href) if href.startswith("az://") else href, tokens, access)
-    except (OSError, requests.RequestException, retry.TransientError, ValueError) as error:
+        return _fetch(href, tokens, access)
+    except _failures() as error:
         log.warning(
             "%s: product metadata cannot be read (%.80s): baseline and pixels decide", href, urls.redact(str(error))
         )
         return None
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return the exceptions of a read that fails."""
+    import requests
+
+    return (OSError, requests.RequestException, retry.TransientError, ValueError)
+
+
+def _fetch(href: str, tokens: str, access: Access | None) -> bytes:
+    from sgdata.remote import buckets  # not at the top: most metadata lie in no bucket
+
+    if "://" not in href:
+        return documents.read_bytes(Path(href), PRODUCT_BYTES)
+    if href.startswith(("s3://", "gs://")):
+        return buckets.read_object(href, PRODUCT_BYTES)
+    return _download(buckets.blob_url(href) if href.startswith("az://") else href, tokens, access)
 
 
 def _download(href: str, tokens: str, access: Access | None) -> bytes:
