@@ -13,6 +13,7 @@ from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, zarr_store
 from sgdata.rasters.zarr_chunks import ChunkReader
+from sgdata.remote import identity
 from sgdata.scenes import eopf_items
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
@@ -28,6 +29,7 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the array of a window and compare its metadata with its item. Raises SourceError, also while it is read."""
     if href.startswith("/vsi"):
         raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
+    source = identity.identify_address(href, request.access) or ""  # before, so that a change meanwhile is noticed
     reader = zarr_store.open_array(href, request.access)
     dtype = np.dtype(reader.array.dtype).name
     attributes = reader.array.attributes
@@ -55,7 +57,7 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
             inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
             return _native(reader, inside, nodata, beyond)
 
-    yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips)
+    yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
 
 
 def _block_shape(reader: ChunkReader) -> tuple[int, int]:
