@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,14 @@ import pytest
 import rasterio
 import served
 from rasterio.transform import from_origin
+from served import Files
 
-from sgdata.composite import gdal_files, remote_tiffs
+from sgdata.composite import gdal_files, remote_tiffs, window_staging
 from sgdata.composite.scene_files import SceneFile, WindowRequest
+from sgdata.errors import SourceError
+from sgdata.rasters import block_tables, blocks, geotiff
+from sgdata.rasters.block_tables import OtherLayoutError
+from sgdata.remote import host_limits
 from sgdata.scenes.types import Asset
 from sgdata.types import Array, Bounds, Window
 
@@ -79,3 +87,282 @@ def test_pixels_are_those_of_gdal(options: dict[str, Any], tmp_path: Path) -> No
                 part = Window(row=60, col=70, height=200, width=33)
                 found = np.concatenate(list(own.strips(part)))
                 np.testing.assert_array_equal(found, expected[60:260, 70:103])
+
+
+OTHER = {
+    "JPEG": {"compress": "JPEG"},
+    "float": {"dtype": "float32"},
+    "mask": {"mask": True},
+    "two bands": {"count": 2},
+    "degrees": {"crs": "EPSG:4326"},
+    "no GeoTIFF": {"driver": "PNG"},
+}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_layouts_are_left_to_gdal(name: str, tmp_path: Path) -> None:
+    options = {**chosen("GTiff", compress="DEFLATE", tiles=True), **OTHER[name]}
+    masked, dtype = options.pop("mask", False), options.pop("dtype", "uint8")
+    about = {"crs": CRS, "transform": from_origin(600000, 5400000, 10, 10), "count": 1, **options}
+    values = pixels("uint8").astype(dtype)
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(tmp_path / "a.tif", "w", dtype=dtype, height=SHAPE[0], width=SHAPE[1], **about) as dataset,
+    ):
+        for band in dataset.indexes:
+            dataset.write(values, band)
+        if masked:
+            dataset.write_mask(values != 9)
+    with served.serving(tmp_path) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path)
+        with pytest.raises(OtherLayoutError), remote_tiffs.open_remote_tiff(request, request.asset.href):
+            pass
+
+
+def test_requests_that_settings_change_are_left_to_gdal(monkeypatch: pytest.MonkeyPatch) -> None:
+    href = "https://a.example/x/B02.tif"
+    assert remote_tiffs.takes(href) and remote_tiffs.takes(f"{href}?sig=a%2Fb")
+    for other in ("https://a.example/B02.jp2", "https://u:p@a.example/B02.tif", "/disk/B02.tif", f"{href}%20"):
+        assert not remote_tiffs.takes(other)
+    monkeypatch.setenv("GDAL_HTTP_HEADERS", "X-Key: 1")
+    assert not remote_tiffs.takes(href)
+
+
+def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    state = {"etag": '"1"'}
+    heads: list[str] = []
+
+    def tagged(handler: Files, content: bytes) -> bool:
+        heads.append(f"{handler.command} {handler.headers['Range']}")
+        return answer(handler, content, etag=state["etag"])
+
+    with served.serving(tmp_path, tagged) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path, headers=tmp_path / "headers")
+        first = window_staging.stage(request)
+        assert heads[0] == f"GET bytes=0-{min(remote_tiffs.HEADER_BYTES, (tmp_path / 'a.tif').stat().st_size) - 1}" or (
+            heads[0] == f"GET bytes=0-{remote_tiffs.HEADER_BYTES - 1}"
+        )
+        assert not [line for line in heads if line.startswith("HEAD")]
+        asked = len(heads)
+        # Another window of the file, as of a rebuild without scratch: only its blocks.
+        heads.clear()
+        second = window_staging.stage(replace(request, target=tmp_path / "again"))
+        assert second.sha256 == first.sha256 and second.source == first.source
+        assert len(heads) == asked - 1 and not [line for line in heads if "bytes=0-" in line]
+        # The file changes: the kept header is of another one.
+        write(tmp_path / "a.tif", pixels() + 1, **chosen("COG", compress="DEFLATE"))
+        state["etag"] = '"2"'
+        third = window_staging.stage(replace(request, target=tmp_path / "changed"))
+        fresh = window_staging.stage(replace(request, target=tmp_path / "fresh", headers=None))
+        assert third.sha256 == fresh.sha256 != first.sha256
+
+
+def test_ranges_are_joined(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")
+    runs = blocks.plan_runs(table, Window(row=0, col=0, height=SHAPE[0], width=SHAPE[1]))
+    assert len(runs) == 1 and len(runs[0].blocks) == table.offsets.size  # leaders of 8 bytes lie between them
+    needed = int(table.sizes[:, 1:3].sum())
+    runs = blocks.plan_runs(table, Window(row=0, col=128, height=SHAPE[0], width=256))
+    assert len(runs) == table.offsets.shape[0]  # the blocks on either side are too much to read as well
+    assert needed <= sum(run.stop - run.start for run in runs) <= (1 + blocks.GAP_SHARE) * needed
+
+
+# --- faults --------------------------------------------------------------------------------
+
+
+def answer(handler: Files, content: bytes, *, etag: str = '"1"', shift: int = 0, status: int = 206) -> bool:
+    """Answer a request for a range as asked, or with other headers."""
+    start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0]) + shift
+    size = (handler.server.folder / handler.path.partition("?")[0].lstrip("/")).stat().st_size
+    about = {"Content-Range": f"bytes {start}-{start + max(len(content), 1) - 1}/{size}", "ETag": etag}
+    if handler.headers.get("If-Match", etag) != etag:
+        handler.give(412, b"")
+    else:
+        handler.give(status, content, about)
+    return True
+
+
+def cut_short(handler: Files, content: bytes) -> bool:
+    return answer(handler, content[: len(content) // 2])
+
+
+def cut_body(handler: Files, content: bytes) -> bool:
+    """Say that all bytes come, and send half in an answer that ends properly."""
+    start = int(handler.headers["Range"].removeprefix("bytes=").partition("-")[0])
+    about = {"Content-Range": f"bytes {start}-{start + len(content) - 1}/{10**6}", "ETag": '"1"'}
+    handler.give(206, content[: len(content) // 2], about)
+    return True
+
+
+def too_long(handler: Files, content: bytes) -> bool:
+    start = int(handler.headers["Range"].removeprefix("bytes=").partition("-")[0])
+    about = {"Content-Range": f"bytes {start}-{start + len(content) - 1}/{10**6}", "ETag": '"1"'}
+    handler.give(206, content + bytes(100), about)
+    return True
+
+
+def busy(handler: Files, content: bytes) -> bool:
+    handler.give(429, b"busy", {"Retry-After": "0"})
+    return True
+
+
+def dropped(handler: Files, content: bytes) -> bool:
+    handler.drop()
+    return True
+
+
+FAULTS = {
+    "short range": cut_short,
+    "short body": cut_body,
+    "long body": too_long,
+    "other range": lambda handler, content: answer(handler, content, shift=7),
+    "200": lambda handler, content: answer(handler, content, status=200),
+    "other file": lambda handler, content: answer(handler, content, etag='"2"'),
+    "429": busy,
+    "503": lambda handler, content: bool(handler.give(503, b"busy")) or True,
+    "500": lambda handler, content: bool(handler.give(500, b"")) or True,
+    "403": lambda handler, content: bool(handler.give(403, b"")) or True,
+    "404": lambda handler, content: bool(handler.give(404, b"")) or True,
+    "dropped": dropped,
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(window_staging, "RETRY", replace(window_staging.RETRY, wait_s=0.01))
+    monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.01")
+    monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_MAX_RETRY", "2")
+    monkeypatch.setattr(remote_tiffs, "HEADER_BYTES", 2048)
+    host_limits.of_host.cache_clear()
+    yield
+    host_limits.of_host.cache_clear()
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("often", [1, 10**6])
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_of_a_range_gives_the_same_pixels_or_names_the_file(name: str, often: int, tmp_path: Path) -> None:
+    """Where the header arrived and the ranges behind it fail, once or always; nothing is answered by GDAL instead."""
+    write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    left, lock = [often], threading.Lock()
+
+    def fault(handler: Files, content: bytes) -> bool:
+        with lock:
+            left[0] -= 0 if "bytes=0-" in handler.headers["Range"] else 1
+            fails = "bytes=0-" not in handler.headers["Range"] and left[0] >= 0
+        return FAULTS[name](handler, content) if fails else answer(handler, content)
+
+    expected = window_staging.stage(request_for(str(tmp_path / "a.tif"), tmp_path))
+    with served.serving(tmp_path, fault) as server:
+        request = request_for(f"{server.url}/a.tif?sig=secret", tmp_path, target=tmp_path / "b")
+        if often == 1:
+            assert window_staging.stage(request).sha256 == expected.sha256
+            return
+        with pytest.raises(SourceError, match=r"a\.tif: cannot be read") as caught:
+            window_staging.stage(request)
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "b.bin").exists() and not (tmp_path / "b.json").exists()
+
+
+def test_a_damaged_block_names_the_file(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")
+    content = bytearray(path.read_bytes())
+    at = int(table.offsets[2, 2])
+    content[at + 20 : at + 60] = bytes(40)
+    path.write_bytes(content)
+    with served.serving(tmp_path) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path)
+        with (
+            pytest.raises(SourceError, match=r"a\.tif: cannot be read: block \(2, 2\)"),
+            window_staging.open_scene_file(request, request.asset.href) as file,
+        ):
+            whole(file)
+
+
+def test_answers_in_any_order(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    random = np.random.Generator(np.random.Philox(key=3))
+
+    def late(handler: Files, content: bytes) -> bool:
+        time.sleep(float(random.uniform(0, 0.1)))
+        return answer(handler, content)
+
+    expected = window_staging.stage(request_for(str(tmp_path / "a.tif"), tmp_path))
+    with served.serving(tmp_path, late) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path, target=tmp_path / "b")
+        assert window_staging.stage(request).sha256 == expected.sha256
+
+
+# --- limits --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_server_that_refuses_more_is_asked_for_no_more(most: int, tmp_path: Path) -> None:
+    """Six files at a time from a server that answers 429 above `most` requests in flight, each of which takes 30 ms."""
+    for number in range(6):
+        write(tmp_path / f"{number}.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    flying, lock, crowded = [0], threading.Lock(), [0.0]
+    seen: list[tuple[float, int]] = []
+
+    def strict(handler: Files, content: bytes) -> bool:
+        with lock:
+            flying[0] += 1
+            seen.append((time.monotonic(), flying[0]))
+            full = flying[0] > most
+        if not full:
+            time.sleep(0.03)
+        with lock:
+            flying[0] -= 1
+        return busy(handler, content) if full else answer(handler, content)
+
+    failed: list[Exception] = []
+
+    def read(number: int) -> None:
+        try:
+            request = request_for(f"{server.url}/{number}.tif", tmp_path, target=tmp_path / f"w{number}")
+            window_staging.stage(request)
+        except Exception as error:
+            failed.append(error)
+
+    with served.serving(tmp_path, strict) as server:
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
+    above = [at for at, count in seen if count > most + 1]
+    assert not above or max(above) - min(above) < 1, crowded
+
+
+def test_the_limit_of_a_host_follows_its_answers() -> None:
+    now = [0.0]
+    limit = host_limits.HostLimit(2, 8, clock=lambda: now[0])
+    for _ in range(20):
+        limit.answered()
+    assert limit.limit == 8
+    with limit.slot() as began:
+        now[0] = 1.0
+        limit.refused(began, 0.0)
+        limit.refused(began, 0.0)  # of the same moment
+    assert limit.limit == 4
+    for _ in range(100):
+        limit.answered()
+    assert limit.limit == 7  # not what was refused, for a while
+    now[0] += host_limits.CAUTIOUS_S
+    for _ in range(100):
+        limit.answered()
+    assert limit.limit == 8
+
+
+def test_retry_after_holds_back_all_requests_to_a_host() -> None:
+    limit = host_limits.HostLimit(2, 8)
+    with limit.slot() as began:
+        limit.refused(began, 0.2)
+    started = time.monotonic()
+    with limit.slot():
+        assert time.monotonic() - started > 0.1

@@ -7,12 +7,14 @@ headers of a refusal: a range that was refused is asked for again through `web`,
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -23,13 +25,15 @@ from sgdata.remote.access import Access
 
 if TYPE_CHECKING:
     import requests
-    from obstore.store import HTTPStore
+    from obstore.store import ClientConfig, HTTPStore
 
 T = TypeVar("T")
 
 CONNECT_S, STALLED_S = 20, 60
 """Longest time to connect, and without a byte; none for a whole answer, which may be slow but steady."""
 LONGEST_WAIT_S = 300.0
+BUNDLES = ("REQUESTS_CA_BUNDLE", "GDAL_CURL_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+"""Settings of requests, GDAL, curl and OpenSSL: files of the certificates that are trusted."""
 BUSY = frozenset({429, 503})
 """Answers of a server that wants fewer requests."""
 _PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
@@ -266,7 +270,7 @@ def _read_with_obstore(file: RemoteFile, start: int, stop: int) -> memoryview:
             at += len(part)
     except PreconditionError as error:
         raise ChangedError("changed") from error
-    except BaseError as error:
+    except (BaseError, OSError) as error:
         found = _STATUS.search(str(error))
         status = int(found[1]) if found else 0
         if 400 <= status < 500 and status not in retry.TRANSIENT_STATUS:
@@ -303,14 +307,20 @@ def _store_of(url: str) -> tuple[HTTPStore, str]:
 def _store(base: str) -> HTTPStore:
     from obstore.store import HTTPStore
 
-    return HTTPStore.from_url(
-        base,
-        client_options={
-            "allow_http": True,
-            "http1_only": False,
-            "connect_timeout": f"{CONNECT_S}s",
-            "read_timeout": f"{STALLED_S}s",
-            "timeout": "1day",
-        },
-        retry_config={"max_retries": 0},  # `patiently` decides
-    )
+    # `patiently` decides what is tried again.
+    return HTTPStore.from_url(base, client_options=client_options(), retry_config={"max_retries": 0})
+
+
+def client_options() -> ClientConfig:
+    """Return how obstore connects, to servers whose certificates the user's settings of other clients trust as well."""
+    options: ClientConfig = {
+        "allow_http": True,
+        "http1_only": False,
+        "connect_timeout": f"{CONNECT_S}s",
+        "read_timeout": f"{STALLED_S}s",
+        "timeout": "1day",
+    }
+    bundle = next((os.environ[name] for name in BUNDLES if os.environ.get(name)), "")
+    if bundle and Path(bundle).is_file():
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return options
