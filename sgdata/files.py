@@ -284,9 +284,9 @@ def write_error(path: Path, error: BaseException) -> OutputError:
     )
 
 
-def write(path: Path, content: bytes) -> None:
-    """Write a file atomically. Raises OutputError."""
-    with replacing(path) as temporary:
+def write(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write a file atomically, `durable` as in `replacing`. Raises OutputError."""
+    with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
 
 

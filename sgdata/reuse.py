@@ -18,6 +18,8 @@ from sgdata import files
 def write_with_note(path: Path, made_from: str = "") -> Iterator[Path]:
     """Yield a temporary path whose file becomes `path`, and note what was written.
 
+    It is not flushed to the disk: what a power failure damages does not agree with its note and is recomputed.
+
     Args:
         path: The file.
         made_from: Identity of what the file is made from, where its name does not say it.
@@ -25,14 +27,14 @@ def write_with_note(path: Path, made_from: str = "") -> Iterator[Path]:
     Raises:
         OutputError: The file cannot be written.
     """
-    with files.replacing(path) as temporary:
+    with files.replacing(path, durable=False) as temporary:
         yield temporary
-    write_note(path, made_from)
+    write_note(path, made_from, durable=False)
 
 
-def write_note(path: Path, made_from: str = "") -> None:
+def write_note(path: Path, made_from: str = "", *, durable: bool = True) -> None:
     """Note size and content of a file that was just written. Raises OutputError."""
-    files.write(_note(path), files.checked_json(_state(path, made_from)))
+    files.write(_note(path), files.checked_json(_state(path, made_from)), durable=durable)
 
 
 def is_unchanged(path: Path, made_from: str = "") -> bool:

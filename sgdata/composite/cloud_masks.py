@@ -103,7 +103,17 @@ def classify_mask(layer: Array, settings: MaskSettings) -> Array:
             table[classes.shadow] = SHADOW
         table[classes.no_data] = NO_DATA  # even where a recipe does not drop it
     table[BEYOND] = NO_DATA
-    return table[np.minimum(layer, 255)]
+    kinds = np.empty(layer.shape, np.uint8)
+    _look_up(table, layer, kinds)
+    return kinds
+
+
+@numba.njit(cache=True, nogil=True)
+def _look_up(table: Array, layer: Array, out: Array) -> None:
+    height, width = layer.shape
+    for y in range(height):
+        for x in range(width):
+            out[y, x] = table[min(layer[y, x], 255)]
 
 
 # --- bright target filter ------------------------------------------------------------------
@@ -124,11 +134,12 @@ class BrightTargetFilter:
 
     def add(self, kinds: Array, fraction: Array) -> None:
         """Count the (H, W) kinds of one date, given the `cloud_fraction` of their blocks."""
-        cloud, valid = kinds == CLOUD, kinds != NO_DATA
-        calm = valid & _on_pixels(fraction < CALM, kinds.shape, self.gsd_m)
+        # Days that are not calm there add nothing.
+        expected = _on_pixels(np.where(fraction < CALM, fraction, np.float32(0)), kinds.shape, self.gsd_m)
+        calm = (kinds != NO_DATA) & _on_pixels(fraction < CALM, kinds.shape, self.gsd_m)
         self.calm += calm
-        self.cloudy += calm & cloud
-        self.expected += np.where(calm, _on_pixels(fraction, kinds.shape, self.gsd_m), np.float32(0))
+        self.cloudy += calm & (kinds == CLOUD)
+        self.expected += expected * calm
         self.clear |= (kinds == CLEAR) | (kinds == DIM)
 
     def bright(self) -> Array:
@@ -142,9 +153,13 @@ class BrightTargetFilter:
             each.ravel()[places] for each in (self.calm, self.cloudy, self.expected, self.clear)
         )
         # Of ground that is never clear, all calm days count: pixels that are not cloud then are shadow or snow.
-        counts, of_pixel = np.unique(np.stack([calm, np.where(clear, cloudy, calm)]), axis=1, return_inverse=True)
-        limits = np.array([expected_by_chance(int(n), int(k)) for n, k in counts.T], np.float32)
-        proven = expected < limits[of_pixel]
+        # One limit for each pair of counts, of which there are few.
+        side = int(calm.max(initial=0)) + 1
+        pairs = calm.astype(np.int64) * side + np.where(clear, cloudy, calm)
+        limits = np.zeros(side**2, np.float32)
+        for pair in np.flatnonzero(np.bincount(pairs, minlength=1)):
+            limits[pair] = expected_by_chance(int(pair) // side, int(pair) % side)
+        proven = expected < limits[pairs]
         bright = np.zeros(often.shape, np.uint8)
         kinds = np.where(proven, np.uint8(BRIGHT), np.uint8(PERHAPS_BRIGHT))
         bright.ravel()[places] = np.where(clear, kinds, np.where(proven, np.uint8(NEVER_CLEAR), np.uint8(NOT_BRIGHT)))
@@ -223,9 +238,20 @@ def neighbourhood_fraction(mask: Array, valid: Array, gsd_m: float, side_m: floa
 def _block_counts(mask: Array, gsd_m: float) -> Array:
     """Return (h, w) int64: true pixels of each block."""
     size = block_px(gsd_m)
-    padded = np.pad(mask, ((0, -mask.shape[0] % size), (0, -mask.shape[1] % size)))
-    blocks = padded.reshape(padded.shape[0] // size, size, padded.shape[1] // size, size)
-    return np.asarray(blocks.sum(axis=(1, 3), dtype=np.int64))
+    counts = np.zeros((-(-mask.shape[0] // size), -(-mask.shape[1] // size)), np.int64)
+    _count_blocks(mask, size, counts)
+    return counts
+
+
+@numba.njit(cache=True, nogil=True)
+def _count_blocks(mask: Array, size: int, counts: Array) -> None:
+    height, width = mask.shape
+    for y in range(height):
+        for j in range(counts.shape[1]):
+            count = 0
+            for x in range(j * size, min((j + 1) * size, width)):
+                count += mask[y, x]
+            counts[y // size, j] += count
 
 
 def _fraction(count: Array, total: Array, side_m: float) -> Array:
@@ -265,14 +291,14 @@ def clear_score(kinds: Array, bright: Array | None, settings: MaskSettings, *, g
         cloud, kinds = cloud & ~roof, np.where(roof, CLEAR, kinds)
         # Where it may be a cloud, it and its surroundings are used only if nothing better exists.
         near = measure_distance(roof & (bright == PERHAPS_BRIGHT), int(settings.cloud_buffer_m // gsd_m) + 1)
-        kinds = np.where((kinds == CLEAR) & (near <= settings.cloud_buffer_m / gsd_m), DIM, kinds)
+        kinds = np.where((kinds == CLEAR) & (near <= int(settings.cloud_buffer_m / gsd_m)), np.uint8(DIM), kinds)
     reach, shadow_reach = _reaches(settings, gsd_m, reach_m)
     away = measure_distance(cloud, reach)
-    # Distances are rounded up, so comparing them with a whole number of pixels is exact.
-    usable = ((kinds == CLEAR) | (kinds == DIM)) & (away > settings.cloud_buffer_m / gsd_m)
-    usable &= measure_distance(kinds == SHADOW, shadow_reach) > settings.shadow_buffer_m / gsd_m
-    score = np.where(kinds == DIM, away | np.uint8(DOUBTFUL), away)
-    return np.where(usable, score, np.uint8(0))
+    # Distances are whole numbers, rounded up: comparing them with the whole pixels of a buffer is exact.
+    usable = ((kinds == CLEAR) | (kinds == DIM)) & (away > int(settings.cloud_buffer_m / gsd_m))
+    usable &= measure_distance(kinds == SHADOW, shadow_reach) > int(settings.shadow_buffer_m / gsd_m)
+    score: Array = (away | (kinds == DIM) * np.uint8(DOUBTFUL)) * usable
+    return score
 
 
 def margin_px(settings: MaskSettings, gsd_m: float, reach_m: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,11 @@ class MaskJob:
     def bright_targets(self) -> Path:
         """File of what the bright target filter found, one byte for each pixel."""
         return self.folder / ".bright.bin"
+
+    @property
+    def narrow_targets(self) -> Path:
+        """File of the bright targets among it, those that are never clear only where they are narrow."""
+        return self.folder / ".narrow.bin"
 
     @property
     def strips(self) -> list[Window]:
@@ -83,6 +88,8 @@ def add_clear_masks(
     job = MaskJob(grid=target, settings=settings, reach_m=reach_m, folder=folder)
     if settings.filters and not reuse.is_unchanged(job.bright_targets):
         _write_bright_targets(job, scenes, run)
+    if settings.filters and not reuse.is_unchanged(job.narrow_targets):
+        _write_strips(job.narrow_targets, run(partial(_narrow_targets, job), job.strips))
     shared = {BRIGHT_TARGETS: _staged(job.bright_targets, job.grid)} if settings.filters else {}
     scores = run(partial(_clear_scores, job), scenes)
     return tuple(
@@ -96,9 +103,13 @@ def _write_bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], run: Ca
     size = cloud_masks.block_px(job.grid.gsd_m)
     # Each strip travels with the fractions of its own blocks only, since it may go to another machine.
     strips = ((s, fractions[:, s.row // size : -(-(s.row + s.height) // size)]) for s in job.strips)
-    with reuse.write_with_note(job.bright_targets) as temporary, temporary.open("wb") as handle:
-        for bright in run(partial(_bright_targets, job, scenes), strips):
-            handle.write(np.ascontiguousarray(bright).data)  # `tofile` would not notice that a disk is full
+    _write_strips(job.bright_targets, run(partial(_bright_targets, job, scenes), strips))
+
+
+def _write_strips(path: Path, strips: Iterable[Array]) -> None:
+    with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
+        for strip in strips:
+            handle.write(np.ascontiguousarray(strip).data)  # `tofile` would not notice that a disk is full
 
 
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
@@ -128,23 +139,27 @@ def _clear_scores(job: MaskJob, scene: StagedScene) -> window_staging.StagedWind
     if not reuse.is_unchanged(path):
         grid, settings = job.grid, job.settings
         margin = cloud_masks.margin_px(settings, grid.gsd_m, job.reach_m)
-        targets = _staged(job.bright_targets, grid) if settings.filters else None
-        with reuse.write_with_note(path) as temporary, temporary.open("wb") as handle:
+        targets = _staged(job.narrow_targets, grid) if settings.filters else None
+
+        def strips() -> Iterator[Array]:
             for strip in job.strips:
                 first, last = max(strip.row - margin, 0), min(strip.row + strip.height + margin, grid.shape[0])
                 kinds = _kinds(job, scene, replace(strip, row=first, height=last - first))
-                bright = None if targets is None else _bright_rows(targets, first, last)
+                bright = None if targets is None else targets.rows(first, last)
                 scores = cloud_masks.clear_score(kinds, bright, settings, gsd_m=grid.gsd_m, reach_m=job.reach_m)
-                handle.write(np.ascontiguousarray(scores[strip.row - first :][: strip.height]).data)
+                yield scores[strip.row - first :][: strip.height]
+
+        _write_strips(path, strips())
     return _staged(path, job.grid)
 
 
-def _bright_rows(targets: window_staging.StagedWindow, first: int, last: int) -> Array:
-    """Return (last - first, W) uint8: bright targets, which depend on their surroundings."""
+def _narrow_targets(job: MaskJob, strip: Window) -> Array:
+    """Return (h, W) uint8: the bright targets of one strip, which depend on their surroundings."""
+    targets = _staged(job.bright_targets, job.grid)
     margin = 2 * cloud_masks.roof_px(targets.grid.gsd_m)
-    start, stop = max(first - margin, 0), min(last + margin, targets.grid.shape[0])
+    start, stop = max(strip.row - margin, 0), min(strip.row + strip.height + margin, targets.grid.shape[0])
     bright = cloud_masks.bright_targets(targets.rows(start, stop), targets.grid.gsd_m)
-    return bright[first - start : last - start]
+    return bright[strip.row - start :][: strip.height]
 
 
 def _staged(path: Path, grid: Grid) -> window_staging.StagedWindow:

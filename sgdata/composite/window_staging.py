@@ -194,7 +194,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     data = safe_names.with_ending(request.target, ".bin")
     # The source is opened inside, so that a failed read is not reported as a failed write.
     with (
-        files.replacing(data) as temporary,
+        files.replacing(data, durable=False) as temporary,  # the pixel hash tells a later run what is damaged
         temporary.open("wb") as handle,
         open_scene_file(request, href) as source,
     ):
@@ -218,7 +218,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         holes=bool(holes),
         source=source.identity,
     )
-    files.write(done, files.checked_json(staged))
+    files.write(done, files.checked_json(staged), durable=False)
     return staged
 
 
