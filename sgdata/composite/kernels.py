@@ -37,6 +37,26 @@ def bap(
 
 
 @numba.njit(cache=True, nogil=True)
+def raise_scores(clear_scores: Array, by_clear_score: Array, scores: Array) -> None:
+    """Raise `scores` (H, W) to those by clear score where these are greater."""
+    height, width = scores.shape
+    for y in range(height):
+        for x in range(width):
+            scores[y, x] = max(scores[y, x], by_clear_score[clear_scores[y, x]])
+
+
+@numba.njit(cache=True, nogil=True)
+def any_reaches(clear_scores: Array, by_clear_score: Array, scores: Array) -> bool:
+    """Return whether the score by clear score of some pixel is at least that of `scores` (H, W)."""
+    height, width = scores.shape
+    for y in range(height):
+        for x in range(width):
+            if by_clear_score[clear_scores[y, x]] >= scores[y, x]:
+                return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
 def maxndvi(dn: Array, usable: Array, index: Array, score: Array) -> None:
     """Fill `index` and `score` (H, W) with the date of the greatest NDVI, and (NDVI + 1) x 10000."""
     dates, _, height, width = dn.shape

@@ -27,11 +27,14 @@ READERS, REMOTE_READERS = 4, 16
 CLEAR_SCORE, BRIGHT_TARGETS = "clear_score", "bright_targets"
 """Keys, among the staged files of a scene, of its clear scores and of the bright targets, the same for all scenes."""
 
-DARK_CLASSES = (SceneClass.WATER, SceneClass.DARK, SceneClass.CLOUD_SHADOW)
-"""Classes of ground so dark that several of its bands may be 0 without lacking data."""
+IS_DARK = np.isin(np.arange(256), (SceneClass.WATER, SceneClass.DARK, SceneClass.CLOUD_SHADOW))
+"""By class: whether its ground is so dark that several of its bands may be 0 without lacking data."""
 
-STRIP_PIXELS = 1 << 19
-"""Masks are computed in strips of about this size, so that memory does not grow with the area."""
+STRIP_PIXELS = 1 << 21
+"""Masks are computed in strips of about this size, so that memory does not grow with the area.
+
+Smaller strips would spend more on the margins that clear scores depend on.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,11 @@ class StagedScene:
     def has_bands(self, bands: tuple[str, ...]) -> bool:
         """Return whether the bands are staged; of scenes that cannot win only the mask is."""
         return set(bands) <= self.files.keys()
+
+    def has_holes(self, bands: tuple[str, ...]) -> bool:
+        """Return whether some pixel may have no data, by the classification and, if they are staged, the bands."""
+        names = (MSI.classes.layer, *(bands if self.has_bands(bands) else ()))
+        return any(self.files[name].holes for name in names if name in self.files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,11 +169,9 @@ def has_data(
         target: the grid to return.
         planes: bands read already, by name.
     """
-    data = np.ones(target.shape, np.bool_)
-    layer = scene.files.get(MSI.classes.layer)
+    if not scene.has_holes(bands):  # nothing needs to be read
+        return np.ones(target.shape, np.bool_)
     holes = [band for band in bands if scene.files[band].holes] if scene.has_bands(bands) else []
-    if not holes and (layer is None or not layer.holes):  # nothing needs to be read
-        return data
     zeros = np.zeros(target.shape, np.uint8)
     for band in holes:
         plane = planes.get(band)
@@ -183,7 +189,7 @@ def judge_data(scene: StagedScene, zeros: Array, bands: int, target: Grid) -> Ar
     if layer is not None:
         classes = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=MSI.classes.no_data)
         data &= (classes != MSI.classes.no_data) & (classes < MSI.classes.count)
-        dark = np.isin(classes, DARK_CLASSES)
+        dark = IS_DARK[np.minimum(classes, 255)]
     return data & (zeros < bands) & ((zeros <= 1) | dark)
 
 
@@ -195,7 +201,7 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
     totals = np.zeros(5, np.int64)
     # One pixel of the grid per pixel of the scene classification, which is coarser.
     step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
-    for strip in grids.cut_strips(grid.shape, 4 * STRIP_PIXELS, multiple=step):
+    for strip in grids.cut_strips(grid.shape, STRIP_PIXELS, multiple=step):
         target = grids.crop(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
         totals += offsets.count_test_pixels(classes, np.stack(bands))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sgdata.composite import scene_staging
+from sgdata.composite import kernels, scene_staging
 from sgdata.composite.rules import CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.rasters import grids
@@ -44,12 +44,14 @@ def select_dates(
         # The score that each pixel reaches for certain: a scene that cannot exceed it anywhere is not read.
         certain = np.zeros((strip.height, strip.width), np.int32)
         for n in positions:
-            least = ranges[n][0][masks[n].rows(*rows)]
+            clear_scores = masks[n].rows(*rows)
             if scenes[n].has_bands(bands):
-                least = np.where(_has_data(scenes[n], bands, grids.crop(masks[n].grid, strip), area), least, 0)
-            np.maximum(certain, least, out=certain)
+                data = _has_data(scenes[n], bands, grids.crop(masks[n].grid, strip), area)
+                # Clear score 0 has a score below 0, as low as no scene has.
+                clear_scores = clear_scores if data.all() else clear_scores * data
+            kernels.raise_scores(clear_scores, ranges[n][0], certain)
         for n in set(positions) - selected:
-            if (ranges[n][1][masks[n].rows(*rows)] >= certain).any():
+            if kernels.any_reaches(masks[n].rows(*rows), ranges[n][1], certain):
                 selected.add(n)
     return [n for n in positions if n in selected]
 
@@ -67,6 +69,8 @@ def examined_dates(scenes: tuple[StagedScene, ...], settings: CompositeSettings)
 
 def _has_data(scene: StagedScene, bands: tuple[str, ...], mask_grid: Grid, area: Grid) -> Array:
     """Return (H, W) bool: pixels of a mask in which a scene has data, or that are outside the area."""
+    if not scene.has_holes(bands):
+        return np.ones(mask_grid.shape, np.bool_)
     factor = max(round(mask_grid.gsd_m / area.gsd_m), 1)
     height, width = mask_grid.shape
     fine = replace(mask_grid, gsd_m=area.gsd_m, shape=(height * factor, width * factor))
