@@ -37,6 +37,15 @@ def bap(
 
 
 @numba.njit(cache=True, nogil=True)
+def count(usable: Array, counts: Array) -> None:
+    """Fill `counts` (H, W) of zeros with the number of usable dates."""
+    for y in range(usable.shape[1]):
+        for t in range(usable.shape[0]):
+            for x in range(usable.shape[2]):
+                counts[y, x] += np.uint16(usable[t, y, x])
+
+
+@numba.njit(cache=True, nogil=True)
 def raise_scores(clear_scores: Array, by_clear_score: Array, scores: Array) -> None:
     """Raise `scores` (H, W) to those by clear score where these are greater."""
     height, width = scores.shape

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import reuse
-from sgdata.composite import cloud_masks, rules, window_staging
+from sgdata.composite import cloud_masks, kernels, rules, window_staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -85,7 +85,7 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
         for band, plane in zip(bands, planes, strict=True):
             plane[:] = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
         valid = has_data(scene, job.bands, target, dict(zip(bands, planes, strict=True)))
-        np.maximum(planes, valid, out=planes)
+        np.maximum(planes, valid.astype(np.uint16), out=planes)
         earlier = covered.get(scene.overpass)
         if earlier is None:
             covered[scene.overpass] = use = valid
@@ -120,7 +120,9 @@ def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
                 scores = np.where(looks[m] > 0, np.uint8(0), scores)
         looks[n] = scores
     usable = cloud_masks.select_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
-    return np.asarray(usable.sum(axis=0, dtype=np.uint16))
+    counts = np.zeros(target.shape, np.uint16)
+    kernels.count(usable, counts)
+    return counts
 
 
 def _bright_targets(job: Job, window: Window, shown: Array) -> Array:
@@ -166,7 +168,7 @@ def composite_tile(job: Job, window: Window) -> Path:
         image[:] = rule.kernel(stack.dn, stack.usable)
     # 0 is no data, and so is no value of a pixel that has data in other bands.
     shown = index != NO_VALUE if isinstance(rule, rules.PickRule) else stack.usable.any(axis=0)
-    np.maximum(image, 1, out=image, where=shown)
+    np.maximum(image, shown.astype(np.uint16), out=image)
     days = np.array([*stack.days, NO_VALUE], np.uint16)
     day = days[np.minimum(index, len(job.scenes))]
     planes = (index, _valid_count(job, window, stack), day, score, _bright_targets(job, window, np.asarray(shown)))

@@ -37,6 +37,9 @@ def refine(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None 
     window = window or Window(row=0, col=0, height=height * factor, width=width * factor)
     if factor == 1:
         return coarse[(..., *window.slices)]
+    is_whole = not any(size % factor for size in (window.row, window.col, window.height, window.width))
+    if kernel == "nearest" and is_whole:
+        return _repeat(coarse[(..., *(slice(s.start // factor, s.stop // factor) for s in window.slices))], factor)
     if kernel == "nearest":
         rows, cols = (np.arange(part.start, part.stop) // factor for part in window.slices)
         # Only the coarse pixels under the window: tiles are small, files large. Columns first, while rows are few.
@@ -51,6 +54,17 @@ def refine(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None 
         else:
             _bilinear(plane, factor, window.row, window.col, nodata, target)
     return out.reshape(*lead, window.height, window.width)
+
+
+def _repeat(coarse: Array, factor: int) -> Array:
+    """Return (..., factor H, factor W): each pixel repeated, by strided copies, which are faster than look-ups."""
+    *lead, height, width = coarse.shape
+    fine = np.empty((*lead, height * factor, width * factor), coarse.dtype)
+    for k in range(factor):
+        fine[..., ::factor, k::factor] = coarse
+    for k in range(1, factor):
+        fine[..., k::factor, :] = fine[..., ::factor, :]
+    return fine
 
 
 def join_groups(sample: Sample, contract: Contract) -> Sample:
