@@ -39,12 +39,13 @@ def refine(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None 
         return coarse[(..., *window.slices)]
     is_whole = not any(size % factor for size in (window.row, window.col, window.height, window.width))
     if kernel == "nearest" and is_whole:
-        return _repeat(coarse[(..., *(slice(s.start // factor, s.stop // factor) for s in window.slices))], factor)
+        rows, cols = (slice(part.start // factor, part.stop // factor) for part in window.slices)
+        return _repeat(coarse[..., rows, cols], factor)
     if kernel == "nearest":
-        rows, cols = (np.arange(part.start, part.stop) // factor for part in window.slices)
+        down, across = (np.arange(part.start, part.stop) // factor for part in window.slices)
         # Only the coarse pixels under the window: tiles are small, files large. Columns first, while rows are few.
-        under = coarse[..., rows[0] : rows[-1] + 1, :] if len(rows) else coarse[..., :0, :]
-        fine: Array = under.take(cols, axis=-1).take(rows - rows[:1], axis=-2)
+        under = coarse[..., down[0] : down[-1] + 1, :] if len(down) else coarse[..., :0, :]
+        fine: Array = under.take(across, axis=-1).take(down - down[:1], axis=-2)
         return fine
     planes = np.ascontiguousarray(coarse).reshape(-1, height, width)
     out = np.empty((len(planes), window.height, window.width), coarse.dtype)

@@ -187,10 +187,10 @@ def count_test_pixels(scene_classes: Array, bands: Array) -> tuple[int, int, int
     is_ground[list(GROUND)] = True
     classes = np.minimum(scene_classes, 255)
     clear = is_tested[classes] & (bands.min(axis=0) > 0)
-    ground = np.count_nonzero(is_ground[classes])
-    valid = np.count_nonzero(scene_classes != MSI.classes.no_data)
-    dark, near = (np.count_nonzero((bands < limit) & clear) for limit in (MSI.offset.dark_dn, NEAR_DN))
-    return np.count_nonzero(clear), ground, valid, dark, near
+    ground = int(np.count_nonzero(is_ground[classes]))
+    valid = int(np.count_nonzero(scene_classes != MSI.classes.no_data))
+    dark, near = (int(np.count_nonzero((bands < limit) & clear)) for limit in (MSI.offset.dark_dn, NEAR_DN))
+    return int(np.count_nonzero(clear)), ground, valid, dark, near
 
 
 def decide(
