@@ -340,9 +340,9 @@ def list_covered(folder: Path, *, everything: bool = False, own: bool = False) -
     return sorted(name for name in names if not own or (output_names.is_own(name) and (folder / name).is_file()))
 
 
-def compute_sums(folder: Path, known: Mapping[str, str] | None = None) -> bytes:
-    """Return the content of SHA256SUMS for `folder`; files whose hash is in `known` are not read."""
-    return format_sums({n: (known or {}).get(n) or sha256_file(folder / n) for n in list_covered(folder, own=True)})
+def compute_sums(folder: Path, hashes: Mapping[str, str] | None = None) -> bytes:
+    """Return the content of SHA256SUMS for `folder`; files whose hash is in `hashes` are not read."""
+    return format_sums({n: (hashes or {}).get(n) or sha256_file(folder / n) for n in list_covered(folder, own=True)})
 
 
 def format_sums(digests: Mapping[str, str]) -> bytes:
@@ -350,9 +350,9 @@ def format_sums(digests: Mapping[str, str]) -> bytes:
     return "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode()
 
 
-def write_sums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+def write_sums(folder: Path, hashes: Mapping[str, str] | None = None) -> None:
     """Write `folder/SHA256SUMS`, the last file of every output."""
-    content = compute_sums(folder, known)
+    content = compute_sums(folder, hashes)
     written = [folder / name for name in list_covered(folder, own=True)]
     for path in [*written, *{path.parent for path in written}]:  # before the list that says they are complete
         sync(path)

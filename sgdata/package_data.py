@@ -24,8 +24,8 @@ def table(name: str) -> list[dict[str, str]]:
     """Read the fact table `catalogs/tables/<name>.tsv` as one dict per row. Raises SettingError."""
     path = folder("catalogs") / "tables" / f"{name}.tsv"
     if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.tsv"))
-        raise SettingError(f"no fact table '{name}'; known: {', '.join(known)}")
+        names = sorted(p.stem for p in path.parent.glob("*.tsv"))
+        raise SettingError(f"no fact table '{name}'; known: {', '.join(names)}")
     # No quoting: names may contain quotation marks.
     return read_table(path, quoting=csv.QUOTE_NONE)
 

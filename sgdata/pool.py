@@ -190,7 +190,7 @@ def _check_workers(client: Any, address: str, folder: Path | None) -> None:
     probe = folder.absolute() / f".cluster-{time.monotonic_ns()}"
     files.write(probe, b"")
     try:
-        blind = [worker for worker, seen in client.run(Path.exists, probe).items() if not seen]
+        blind = [worker for worker, is_visible in client.run(Path.exists, probe).items() if not is_visible]
     finally:
         probe.unlink()
     if blind:

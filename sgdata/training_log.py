@@ -40,18 +40,18 @@ def read(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
         raise SourceError(f"{path}: ends with {rest!r:.80}, expected a complete line; run the training again")
     for number, line in enumerate(lines, 1):
         try:
-            figures = files.parse_json(line)
+            values = files.parse_json(line)
         except ValueError as error:
             raise SourceError(f"{path}: line {number} cannot be read: {error!s:.120}; run the training again") from None
-        if not isinstance(figures, dict) or not is_number(figures.get("step")):
+        if not isinstance(values, dict) or not is_number(values.get("step")):
             raise SourceError(
                 f"{path}: line {number} is {line!r:.80}, expected figures with a 'step'; run the training again"
             )
-        if not all(value is None or is_number(value) for value in figures.values()):
+        if not all(value is None or is_number(value) for value in values.values()):
             raise SourceError(
                 f"{path}: line {number} has a figure that is no number: {line!r:.120}; run the training again"
             )
-        steps.append(figures)
+        steps.append(values)
     return steps
 
 
@@ -71,9 +71,9 @@ def pace(lines: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """
     lines = lines[1:] or lines
     values = {name: [line[name] for line in lines if line.get(name) is not None] for name in SPEED}
-    found: dict[str, float | None] = {name: statistics.median(each) if each else None for name, each in values.items()}
+    medians = {name: statistics.median(each) if each else None for name, each in values.items()}
     total = sum(line["step_s"] for line in lines)
-    return found | {"wait_share": sum(line["wait_s"] for line in lines) / total if total else None}
+    return medians | {"wait_share": sum(line["wait_s"] for line in lines) / total if total else None}
 
 
 def describe(pace: Mapping[str, float | None]) -> dict[str, str]:

@@ -87,9 +87,9 @@ def show_version(wanted: bool) -> None:
 
 def list_recipes(program: str | None = None) -> Outcome[Any]:
     """Return the recipes of the package, of all programs or of one, with what they need and cost."""
-    known = {file.path.stem: file for file in recipe_files.recipe_files(program)}
-    lines = [f"{name}: {file.what} Needs: {file.needs} Cost: {file.cost}" for name, file in known.items()]
-    about = {name: {"what": file.what, "needs": file.needs, "cost": file.cost} for name, file in known.items()}
+    recipes = {file.path.stem: file for file in recipe_files.recipe_files(program)}
+    lines = [f"{name}: {file.what} Needs: {file.needs} Cost: {file.cost}" for name, file in recipes.items()]
+    about = {name: {"what": file.what, "needs": file.needs, "cost": file.cost} for name, file in recipes.items()}
     return Outcome(value=about, show=lambda: print("\n".join(lines)))
 
 

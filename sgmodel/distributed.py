@@ -62,13 +62,13 @@ def join(device: torch.device) -> None:
         atexit.register(distributed.destroy_process_group)
 
 
-def mean(figures: Tensor) -> Tensor:
+def mean(values: Tensor) -> Tensor:
     """Return the mean of a tensor over all ranks, in float64 so that the result does not depend on their number."""
-    figures = figures.double()
+    values = values.double()
     if world_size() > 1:
-        distributed.all_reduce(figures)
-        figures /= world_size()
-    return figures
+        distributed.all_reduce(values)
+        values /= world_size()
+    return values
 
 
 def total(counts: Tensor, device: torch.device) -> Tensor:

@@ -71,10 +71,10 @@ def _find(text: str) -> Path:
     path = Path(text)
     if path.exists():
         return path
-    known = {file.path.stem: file.path for file in recipe_files()}
+    recipes = {file.path.stem: file.path for file in recipe_files()}
     name = path.name.removesuffix(".toml")
-    if text in (name, f"{name}.toml") and name in known:
-        return known[name]
-    close = difflib.get_close_matches(name, known, n=1)
+    if text in (name, f"{name}.toml") and name in recipes:
+        return recipes[name]
+    close = difflib.get_close_matches(name, recipes, n=1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     raise SettingError(f"{text}: no such file and no recipe of the package; {hint}'sgmodel recipes' lists them")

@@ -110,7 +110,7 @@ def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
         touching = shared_ground.find_side_by_side(_columns(first), _columns(second))
         neighbours = {key for j in np.flatnonzero(touching).tolist() for key in second[j].keys}
         keys[SIDE_BY_SIDE] |= neighbours
-        beside[f"{one} to {other}"] = round(len(neighbours) / sum(len(place.keys) for place in second), 4)
+        beside[f"{one} to {other}"] = round(len(neighbours) / sum(len(group.keys) for group in second), 4)
         least, middle = float(near.nearest_m.min()), float(np.median(near.nearest_m))
         distances[f"{one} to {other}"] = {"nearest_m": round(least, 1), "median_m": round(middle, 1)}
     message = f"samples are within {REACH_M:.0f} m of another split, as far as a resampled 60 m pixel reaches"
@@ -139,14 +139,14 @@ def _shares(beside: dict[str, float]) -> str:
 
 def _check_overlap(placed: dict[str, list[FootprintGroup]]) -> Check:
     """Check for samples of the whole dataset whose footprints overlap; within a split that is a remark."""
-    places = [(split, place) for split, several in placed.items() for place in several]
-    first = {place.footprint: at for at, (_, place) in reversed(list(enumerate(places)))}
-    distinct = [places[at][1] for at in sorted(first.values())]
+    groups = [(split, group) for split, several in placed.items() for group in several]
+    first = {group.footprint: at for at, (_, group) in reversed(list(enumerate(groups)))}
+    distinct = [groups[at][1] for at in sorted(first.values())]
     splits: dict[Footprint, set[str]] = defaultdict(set)
     keys: dict[Footprint, list[str]] = defaultdict(list)
-    for split, place in places:
-        splits[place.footprint].add(split)
-        keys[place.footprint] += place.keys
+    for split, group in groups:
+        splits[group.footprint].add(split)
+        keys[group.footprint] += group.keys
     pairs = shared_ground.find_overlaps(_columns(distinct), OVERLAP_SHARE)
     both = [(distinct[i].footprint, distinct[j].footprint) for i, j in pairs.tolist()]
     across = [pair for pair in both if len(splits[pair[0]] | splits[pair[1]]) > 1]
@@ -164,8 +164,8 @@ def _same_day(one: str | None, other: str | None) -> bool:
     return one == other or one is None or other is None
 
 
-def _columns(places: Sequence[FootprintGroup]) -> shared_ground.Footprints:
-    return shared_ground.to_columns([place.footprint for place in places])
+def _columns(groups: Sequence[FootprintGroup]) -> shared_ground.Footprints:
+    return shared_ground.to_columns([group.footprint for group in groups])
 
 
 def _places(facts: Iterable[Facts]) -> list[FootprintGroup]:
@@ -258,9 +258,9 @@ def check_unmapped(evidence: AuditEvidence) -> Check:
     if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
         return _check(name, "not applicable", "labels of these samples are complete by their kind")
     shares = {}
-    for part, held in evidence.splits.items():
-        total = sum(sum(f.classes.values()) for f in held)
-        shares[part] = round(sum(f.classes.get(ignore, 0) for f in held) / max(total, 1), 4)
+    for split, facts in evidence.splits.items():
+        total = sum(sum(f.classes.values()) for f in facts)
+        shares[split] = round(sum(f.classes.get(ignore, 0) for f in facts) / max(total, 1), 4)
     worst = max(shares.values(), default=0.0)
     empty = [f.key for f in evidence.facts if set(f.classes) == {ignore}]
     message = f"up to {worst:.1%} of the pixels of a split are not mapped, {len(empty)} samples wholly"

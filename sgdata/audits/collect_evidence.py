@@ -147,11 +147,11 @@ def _days(build: Path | None) -> Days | None:
     return Days(first=days[0], last=days[-1], labels=planned.osm_date[:10])
 
 
-def collect_evidence(what: Subject, *, workers: int = 1) -> AuditEvidence:
+def collect_evidence(subject: Subject, *, workers: int = 1) -> AuditEvidence:
     """Read every sample once and collect the facts that the checks need.
 
     Args:
-        what: The subject, as returned by `detect_subject`.
+        subject: The subject, as returned by `detect_subject`.
         workers: Number of processes.
 
     Returns:
@@ -160,10 +160,10 @@ def collect_evidence(what: Subject, *, workers: int = 1) -> AuditEvidence:
     Raises:
         SourceError: None of the samples can be read.
     """
-    total = -(-len(what.samples) // CHUNK)
-    tasks = (replace(what, samples=part, unread=()) for part in _chunks(what.samples))
+    total = -(-len(subject.samples) // CHUNK)
+    tasks = (replace(subject, samples=part, unread=()) for part in _chunks(subject.samples))
     facts: list[Facts] = []
-    unread = list(what.unread)
+    unread = list(subject.unread)
     totals = None
     results = pool.run(_examine, tasks, workers=workers)
     for examined, sums, failed in progress.track(results, label="audit", total=total):
@@ -172,10 +172,16 @@ def collect_evidence(what: Subject, *, workers: int = 1) -> AuditEvidence:
         totals = sums if totals is None else totals + sums
     if totals is None or not facts:
         raise SourceError(
-            f"{what.folder}: none of {len(what.samples)} samples can be read: {unread[:1]}; fetch or make them again"
+            f"{subject.folder}: none of {len(subject.samples)} samples can be read: {unread[:1]}; "
+            "fetch or make them again"
         )
     return AuditEvidence(
-        kind=what.kind, contract=what.contract, facts=tuple(facts), totals=totals, unread=tuple(unread), days=what.days
+        kind=subject.kind,
+        contract=subject.contract,
+        facts=tuple(facts),
+        totals=totals,
+        unread=tuple(unread),
+        days=subject.days,
     )
 
 
@@ -185,31 +191,31 @@ def _chunks(samples: Any) -> Iterator[Sequence[SampleRef | Row]]:
         yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()
 
 
-def _examine(part: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]:
+def _examine(subject: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]:
     facts, unread = [], []
-    totals = _totals(np.zeros((len(part.contract.bands), 1, 0), np.uint16), part.contract)
-    with _reading(part) as read:
-        for each in part.samples:
+    totals = _totals(np.zeros((len(subject.contract.bands), 1, 0), np.uint16), subject.contract)
+    with _reading(subject) as read:
+        for each in subject.samples:
             key = each["key"] if isinstance(each, dict) else each.key
             try:
-                sample = resample.join_groups(read(each), part.contract)
+                sample = resample.join_groups(read(each), subject.contract)
                 images = tar_format.whole_images(sample)
-                facts.append(_facts(sample, images, part.contract))
+                facts.append(_facts(sample, images, subject.contract))
             except SourceError as error:
                 unread.append((key, " ".join(str(error).split())))
                 continue
             for image in images:
-                totals += _totals(image, part.contract)
+                totals += _totals(image, subject.contract)
     return facts, totals, unread
 
 
 @contextmanager
-def _reading(part: Subject) -> Iterator[Callable[[Any], Sample]]:
-    if part.recipe is None:
-        yield lambda row: tar_format.read_sample(part.folder, row)
+def _reading(subject: Subject) -> Iterator[Callable[[Any], Sample]]:
+    if subject.recipe is None:
+        yield lambda row: tar_format.read_sample(subject.folder, row)
     else:
-        with open_samples(part.recipe.dataset, part.folder, part.contract) as read:
-            yield lambda ref: write_shards.storable(read(ref), part.contract)
+        with open_samples(subject.recipe.dataset, subject.folder, subject.contract) as read:
+            yield lambda ref: write_shards.storable(read(ref), subject.contract)
 
 
 def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:

@@ -89,25 +89,25 @@ def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAS
         )
     by = [names.index(name) for name in PLACED_BY]
     details = window_location.extract_detail(image[by])
-    tally, places, seen, copies = Tally(), [], set(), 0
+    tally, locations, compared, copies = Tally(), [], set(), 0
     for window in _windows(released, most):
         group = dihedral.d4_hash(window.image)
-        if group in seen:
+        if group in compared:
             copies += 1
             continue
-        seen.add(group)
-        place = window_location.locate_window(window_location.extract_detail(window.image[by]), details)
+        compared.add(group)
+        location = window_location.locate_window(window_location.extract_detail(window.image[by]), details)
         if window.labels is not None:
             tally.shares += np.bincount(window.labels.ravel(), minlength=CLASSES)
-        placed = place.correlation >= least
+        placed = location.correlation >= least
         if placed:
-            _add(tally, window, place, image, labels)
-        places.append({"window": window.name, "placed": placed, **files.to_plain(place)})
-    if not places:
+            _add(tally, window, location, image, labels)
+        locations.append({"window": window.name, "placed": placed, **files.to_plain(location)})
+    if not locations:
         raise SourceError(
             f"{released}: holds no windows; expected img/<id>.tif; give the released set, or one image of it"
         )
-    return {"least_correlation": least} | _report(tally, places, copies, names)
+    return {"least_correlation": least} | _report(tally, locations, copies, names)
 
 
 def _windows(released: Path, most: int) -> Iterator[ReleasedWindow]:
@@ -142,22 +142,22 @@ def _window(name: str, image: bytes, codes: bytes | None, index: Array) -> Relea
 
 
 def _add(
-    tally: Tally, window: ReleasedWindow, place: window_location.WindowLocation, image: Array, labels: Array | None
+    tally: Tally, window: ReleasedWindow, location: window_location.WindowLocation, image: Array, labels: Array | None
 ) -> None:
     """Add a placed window to the sums; pixels without data in either image do not count."""
-    at = np.s_[place.row : place.row + 128, place.col : place.col + 128]
-    theirs, ours = dihedral.symmetric_copies(window.image)[place.turn], image[:, *at]
+    at = np.s_[location.row : location.row + 128, location.col : location.col + 128]
+    theirs, ours = dihedral.symmetric_copies(window.image)[location.turn], image[:, *at]
     valid = (theirs > 0).any(axis=0) & (ours > 0).any(axis=0)
     x, y = (part[:, valid].astype(np.float64) for part in (theirs, ours))
     tally.bands += np.stack([x.sum(1), y.sum(1), (x * x).sum(1), (y * y).sum(1), (x * y).sum(1)], axis=1)
     tally.pixels += int(valid.sum())
     if labels is not None and window.labels is not None:
         classes = np.minimum(labels[at], CLASSES)[valid].astype(np.int64)
-        pairs = dihedral.symmetric_copies(window.labels[None])[place.turn][0][valid] * (CLASSES + 1) + classes
+        pairs = dihedral.symmetric_copies(window.labels[None])[location.turn][0][valid] * (CLASSES + 1) + classes
         tally.confusion += np.bincount(pairs, minlength=tally.confusion.size).reshape(tally.confusion.shape)
 
 
-def _report(tally: Tally, places: list[dict[str, Any]], copies: int, bands: tuple[str, ...]) -> dict[str, Any]:
+def _report(tally: Tally, locations: list[dict[str, Any]], copies: int, bands: tuple[str, ...]) -> dict[str, Any]:
     """Return the document of a comparison."""
     confusion, total = tally.confusion, max(int(tally.confusion.sum()), 1)
     all_labels = max(int(tally.shares.sum()), 1)
@@ -173,7 +173,8 @@ def _report(tally: Tally, places: list[dict[str, Any]], copies: int, bands: tupl
             "iou": round(int(confusion[at, at]) / union, 4) if union else None,
         })  # fmt: skip
     return {
-        "windows": len(places), "copies": copies, "placed": sum(one["placed"] for one in places), "places": places,
+        "windows": len(locations), "copies": copies, "placed": sum(each["placed"] for each in locations),
+        "places": locations,
         "pixels": tally.pixels, "classes": classes, "confusion": confusion.tolist(),
         "agreement": round(int(np.trace(confusion[:, :CLASSES])) / total, 4) if tally.confusion.sum() else None,
         "unmapped_share": round(int(confusion[:, CLASSES].sum()) / total, 4),

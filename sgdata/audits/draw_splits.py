@@ -113,13 +113,13 @@ def published_lists(subject: Subject, folder: Path | None) -> tuple[PublishedLis
     """Return name, count and SHA-256 of the published lists in a folder, of every complete split set."""
     contract = subject.contract
     editions = [each for each in cards.card(contract.dataset).editions if each.name == contract.version]
-    known = []
+    lists = []
     for chosen in (each for edition in editions for each in edition.splits if folder and each.files):
         for split, path in split_lists.find_lists(chosen, (folder,) if folder else ()).items():
             keys = split_lists.read_keys(path)
             digest = split_table.digest(keys)
-            known.append(PublishedList(name=chosen.name, split=split, samples=len(keys), sha256=digest))
-    return tuple(known)
+            lists.append(PublishedList(name=chosen.name, split=split, samples=len(keys), sha256=digest))
+    return tuple(lists)
 
 
 def draw(
@@ -145,8 +145,8 @@ def draw(
         drawn = ground_splits.draw(located.ground, located.keys, located.labels, settings, number)
         columns[name] = split_table.cells(drawn, settings.budgets)
         counts = Counter(drawn.parts.tolist())
-        held, train = np.isin(drawn.parts, ("val", "test")), drawn.parts == "train"
-        least, _ = ground_distance.nearest(located.ground[held], located.ground[train])
+        held_out, train = np.isin(drawn.parts, ("val", "test")), drawn.parts == "train"
+        least, _ = ground_distance.nearest(located.ground[held_out], located.ground[train])
         parts = ", ".join(f"{part} {counts[part]:,}" for part in PARTS if counts[part])
         lines.append(
             f"{name}: {parts}, left out {counts[LEFT_OUT]:,}; {drawn.blocks} blocks; "

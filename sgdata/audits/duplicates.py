@@ -87,9 +87,9 @@ def hash_windows(image: Array) -> bytes:
     if not total.size:
         return b""
     steps = range(-reach, reach + 1)
-    places = [(dy, dx) for dy in steps for dx in steps]
+    positions = [(dy, dx) for dy in steps for dx in steps]
     for band, plane in enumerate(pixels):
-        for dy, dx in places:
+        for dy, dx in positions:
             # One odd weight per orbit of the eight symmetries of the window; sums wrap at 64 bits.
             orbit = 3 * max(abs(dy), abs(dx)) + min(abs(dy), abs(dx)) + 16 * band
             weight = np.uint64(pow(_GOLDEN, orbit + 2, 2**64) | 1)

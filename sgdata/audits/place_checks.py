@@ -60,19 +60,19 @@ def _shares(evidence: AuditEvidence, facts: list[Facts]) -> dict[int, float]:
     counts: Counter[int] = Counter()
     for each in facts:
         counts.update(each.classes)
-    known = {label: count for label, count in counts.items() if label in evidence.contract.label_space.ids and count}
-    return {label: count / sum(known.values()) for label, count in known.items()}
+    labelled = {label: count for label, count in counts.items() if label in evidence.contract.label_space.ids and count}
+    return {label: count / sum(labelled.values()) for label, count in labelled.items()}
 
 
 def _untrained(places: dict[str, list[Facts]], shares: dict[str, dict[int, float]]) -> list[tuple[str, int]]:
     """Return held-out places with a class that is in no training sample."""
     trained = {label for facts in places.values() for one in facts if one.split == "train" for label in one.classes}
-    held = [place for place, facts in sorted(places.items()) if not any(one.split == "train" for one in facts)]
+    held_out = [place for place, facts in sorted(places.items()) if not any(one.split == "train" for one in facts)]
     if not trained:
         return []
     return [
         (place, label)
-        for place in held
+        for place in held_out
         for label, share in sorted(shares[place].items())
         if share >= LEAST_SHARE and label not in trained
     ]

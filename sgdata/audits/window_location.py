@@ -57,18 +57,18 @@ def locate_window(window: Array, image: Array) -> WindowLocation:
         image: (C, H, W), the same bands, not smaller.
     """
     small = _averaged(image)
-    found = []
+    candidates = []
     for turn, template in enumerate(dihedral.symmetric_copies(window)):
         coarse = correlations(_averaged(template), small)
         for _ in range(CANDIDATES):
             row, col = (int(at) for at in np.unravel_index(np.argmax(coarse), coarse.shape))
-            found.append(_refined(template, image, row * COARSE, col * COARSE, turn))
+            candidates.append(_refined(template, image, row * COARSE, col * COARSE, turn))
             coarse[max(row - 2, 0) : row + 3, max(col - 2, 0) : col + 3] = -1
-    best = max(found, key=lambda one: one.correlation)
+    best = max(candidates, key=lambda one: one.correlation)
     near = 2 * COARSE
     others = [
         one.correlation
-        for one in found
+        for one in candidates
         if one.turn != best.turn or abs(one.row - best.row) > near or abs(one.col - best.col) > near
     ]
     return replace(best, elsewhere=max(others, default=-1.0))

@@ -82,8 +82,10 @@ def write_image_style(folder: Path, bands: tuple[str, ...], statistics: Mapping[
     if shown is None:
         return
     # QGIS applies the scale of the header. Without train pixels: reflectances of land.
-    known = [statistics[name] for name in RED_GREEN_BLUE if name in statistics and statistics[name].count]
-    limits = [(each.p2 * MSI.scale, each.p98 * MSI.scale) for each in known] if len(known) == 3 else [(0.0, 0.3)] * 3
+    visible = [statistics[name] for name in RED_GREEN_BLUE if name in statistics and statistics[name].count]
+    limits = (
+        [(each.p2 * MSI.scale, each.p98 * MSI.scale) for each in visible] if len(visible) == 3 else [(0.0, 0.3)] * 3
+    )
     files.write(cog.style_path(folder / IMAGE), qgis_style.true_colour([index + 1 for index in shown], limits))
 
 

@@ -228,8 +228,8 @@ def _shipped(name: str, profile: str) -> Path:
     folder = package_data.folder("recipes") / "build"
     path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
-        raise SettingError(f"no build recipe '{path.stem}'; known: {known}, or give a file of your own")
+        names = ", ".join(sorted(file.stem for file in folder.glob("*.toml")))
+        raise SettingError(f"no build recipe '{path.stem}'; known: {names}, or give a file of your own")
     return path
 
 

@@ -106,7 +106,7 @@ def jobs(
         SettingError: An area, or an input of a place, is wrong.
         SourceError: A lock is missing.
     """
-    found = []
+    made = []
     for entry, recipe in zip(entries, recipes, strict=True):
         area = replace(recipe.area, crs=entry.crs or recipe.area.crs)
         own = {name: Path(text) if name in _FILES else text for name, text in entry.paths.items()}
@@ -116,8 +116,8 @@ def jobs(
             inputs["scratch"] = paths.scratch / entry.folder
         locked = lock.read(locks / entry.folder) if locks else None
         chosen = replace(recipe, area=area, place=entry.name)
-        found.append(PlaceJob(recipe=chosen, paths=BuildPaths(**inputs), locked=locked, exact=exact))
-    return found
+        made.append(PlaceJob(recipe=chosen, paths=BuildPaths(**inputs), locked=locked, exact=exact))
+    return made
 
 
 # --- plan ----------------------------------------------------------------------------------

@@ -52,10 +52,10 @@ def verify(
     """
     from sgdata import verification
 
-    found = verification.inspect(path)
-    for remark in found.remarks:
+    result = verification.inspect(path)
+    for remark in result.remarks:
         print(one_line(remark), file=sys.stderr)
-    differences = list(found.differences)
+    differences = list(result.differences)
     if against is not None:
         differences += verification.compare(path, against)
 
@@ -63,7 +63,7 @@ def verify(
         print("\n".join(map(one_line, differences)) or f"{path}: every file is as it was written")
 
     return Outcome(
-        value=differences, show=show, document={"folder": path, "remarks": found.remarks}, findings=tuple(differences)
+        value=differences, show=show, document={"folder": path, "remarks": result.remarks}, findings=tuple(differences)
     )
 
 
@@ -77,9 +77,9 @@ def status(
     """
     from sgdata import status as outputs
 
-    found = outputs.statuses(path)
-    show = partial(print, "\n".join(one_line(each.line) for each in found))
-    return Outcome(value=found, show=show, document={"outputs": found})
+    statuses = outputs.statuses(path)
+    show = partial(print, "\n".join(one_line(each.line) for each in statuses))
+    return Outcome(value=statuses, show=show, document={"outputs": statuses})
 
 
 @command(app, epilog="Example: sgdata compare out/build --released TUM_128.zip --out compare.json")

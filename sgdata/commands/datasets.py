@@ -185,8 +185,11 @@ def shard(
         print(note, file=sys.stderr)
     if not packed.bands_plausible:
         print("the pixels contradict the card; see the spectral fingerprints above", file=sys.stderr)
-    held = f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}"
-    doubts = [*([held] if packed.quarantined else []), *([] if packed.bands_plausible else ["bands are implausible"])]
+    doubts = []
+    if packed.quarantined:
+        doubts.append(f"{packed.quarantined} files or samples in {packed.folder / output_names.QUARANTINE}")
+    if not packed.bands_plausible:
+        doubts.append("bands are implausible")
     return Outcome(value=packed, show=partial(printing.show_folder, packed.folder, doubts), findings=tuple(doubts))
 
 

@@ -36,8 +36,8 @@ def separate(
     overrides: dict[str, object], place: Sequence[str] | None, places: Path | None
 ) -> tuple[list[PlaceEntry], dict[str, object]]:
     """Return the places of a command, and its settings without the area if it has several. Raises SettingError."""
-    found = entries(overrides, place, places)
-    return found, overrides | (dict.fromkeys(AREA) if found else {})
+    listed = entries(overrides, place, places)
+    return listed, overrides | (dict.fromkeys(AREA) if listed else {})
 
 
 def entries(given: Mapping[str, object], place: Sequence[str] | None, places: Path | None) -> list[PlaceEntry]:
@@ -71,7 +71,7 @@ def entries(given: Mapping[str, object], place: Sequence[str] | None, places: Pa
 
 
 def place_jobs(
-    found: Sequence[PlaceEntry],
+    listed: Sequence[PlaceEntry],
     recipe: str | Path | None,
     overrides: Mapping[str, object],
     changes: Sequence[str] | None,
@@ -86,8 +86,8 @@ def place_jobs(
     base = recipe or "segmunich"
     # None: not given; the recipe's value is used.
     given = {key: value for key, value in overrides.items() if value is not None}
-    recipes = [build_recipe.recipe_for(base, {**given, **one.chosen}, changes or ()) for one in found]
-    return places.jobs(found, recipes, paths, locks=locks, exact=exact)
+    recipes = [build_recipe.recipe_for(base, {**given, **one.chosen}, changes or ()) for one in listed]
+    return places.jobs(listed, recipes, paths, locks=locks, exact=exact)
 
 
 def plan_places(jobs: Sequence[PlaceJob], out: Path, *, workers: int, allow_holes: bool) -> Outcome[list[PlacePlan]]:

@@ -109,9 +109,9 @@ def diff(
     """
     from sgdata.releases import difference
 
-    found = difference.compare(before, after)
-    lines = [one_line(line) for line in found.lines] or [f"{after}: holds the same data as {before}"]
-    return Outcome(value=found, show=partial(print, "\n".join(lines)), findings=tuple(found.lines))
+    result = difference.compare(before, after)
+    lines = [one_line(line) for line in result.lines] or [f"{after}: holds the same data as {before}"]
+    return Outcome(value=result, show=partial(print, "\n".join(lines)), findings=tuple(result.lines))
 
 
 @command(app, epilog="Example: sgdata export segmunich-released --source out/build --out out/TUM_128")

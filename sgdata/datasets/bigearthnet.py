@@ -62,16 +62,16 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
         raise archives.dataset_not_found(source, listing, expected)
     notes: list[str] = []
     table = _METADATA.get(recipe.splits, "")
-    known = _metadata(source, table) if edition.name == "v2" else {}
-    if edition.name == "v2" and not known:
+    metadata = _metadata(source, table) if edition.name == "v2" else {}
+    if edition.name == "v2" and not metadata:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
         space = cards.label_space("bigearthnet", "none")
     named = [(folder.rpartition("/")[2], members) for folder, members in patches.items()]
-    kept = [(name, members) for name, members in named if not known or name in known]
+    kept = [(name, members) for name, members in named if not metadata or name in metadata]
     if len(kept) < len(patches):
         notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
     index = _index_of(space)
-    refs = tuple(_ref(name, members, known.get(name), index) for name, members in kept)
+    refs = tuple(_ref(name, members, metadata.get(name), index) for name, members in kept)
     return SampleListing(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 

@@ -72,10 +72,10 @@ def read_window(raster: Any, window: Sequence[int]) -> Array:
     from rasterio.windows import Window
 
     row, col, height, width = window
-    part = Window(col, row, width, height)
+    gdal_window = Window(col, row, width, height)
     try:
-        pixels = raster.read(geotiff.data_bands(raster), window=part)
-        valid = geotiff.read_valid_mask(raster, pixels, part)
+        pixels = raster.read(geotiff.data_bands(raster), window=gdal_window)
+        valid = geotiff.read_valid_mask(raster, pixels, gdal_window)
     except (RasterioError, CPLE_BaseError) as error:
         raise SourceError(f"window {window} cannot be read: {error}") from None
     return np.ma.MaskedArray(pixels, ~valid)

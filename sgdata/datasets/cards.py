@@ -115,17 +115,17 @@ def label_space(dataset: str, name: str) -> LabelSpace:
     spaces = {each.name: each for each in card(dataset).label_spaces}
     if name not in spaces:
         raise SettingError(f"{dataset} has no labels '{name}'; known: {', '.join(spaces)}")
-    known = spaces[name]
+    space = spaces[name]
     colours: tuple[str, ...] = ()
-    ids, labels = tuple(range(len(known.classes))), known.classes
-    if known.table:
+    ids, labels = tuple(range(len(space.classes))), space.classes
+    if space.table:
         # Ids below 0 mark classes that the label space drops.
-        rows = [row for row in table(known.table) if int(row[known.id]) >= 0]
-        rows.sort(key=lambda row: int(row[known.id]))
-        ids = tuple(int(row[known.id]) for row in rows)
-        labels = tuple(row[known.label] for row in rows)
-        colours = tuple(row[known.colour] for row in rows) if known.colour else ()
-    return LabelSpace(name=name, task=known.task, ids=ids, names=labels, colours=colours, ignore=known.ignore)
+        rows = [row for row in table(space.table) if int(row[space.id]) >= 0]
+        rows.sort(key=lambda row: int(row[space.id]))
+        ids = tuple(int(row[space.id]) for row in rows)
+        labels = tuple(row[space.label] for row in rows)
+        colours = tuple(row[space.colour] for row in rows) if space.colour else ()
+    return LabelSpace(name=name, task=space.task, ids=ids, names=labels, colours=colours, ignore=space.ignore)
 
 
 def describe(of: DatasetCard) -> list[tuple[str, str]]:
@@ -141,9 +141,9 @@ def describe(of: DatasetCard) -> list[tuple[str, str]]:
             counts = ", ".join(f"{name} {count:,}" for name, count in split.counts.items())
             rows.append((f"  split {split.name}", f"{counts}. {split.note}".strip()))
         for file in each.sources:
-            known = f"{file.bytes:,} bytes" if file.bytes else "size not known"
+            length = f"{file.bytes:,} bytes" if file.bytes else "size not known"
             digest = f"{file.algorithm or 'no digest'} {file.digest}"
-            rows.append((f"  file {file.file}", f"{known}, {digest} {file.url}".rstrip()))
+            rows.append((f"  file {file.file}", f"{length}, {digest} {file.url}".rstrip()))
     spaces = [label_space(of.name, each.name) for each in of.label_spaces]
     rows += [(f"labels {each.name}", f"{each.task}, {len(each.ids)}: {', '.join(each.names)}") for each in spaces]
     licence = of.licence

@@ -63,14 +63,14 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Do
         SettingError: An unknown dataset, edition or part, an edition without files, or a file without a known address.
     """
     edition = cards.edition(dataset, release)
-    known = sorted({source.part for source in edition.sources})
-    unknown = sorted(set(parts) - set(known))
-    if not known:
+    available = sorted({source.part for source in edition.sources})
+    unknown = sorted(set(parts) - set(available))
+    if not available:
         if cards.card(dataset).licence.redistribution == "owner":
             raise SettingError(f"{dataset}: nothing to download; give files of your own to 'sgdata shard {dataset}'")
         raise SettingError(f"{dataset} {release}: nothing to download; it is made with 'sgdata build'")
     if unknown:
-        raise SettingError(f"{dataset} {release} has no part {', '.join(unknown)}; known: {', '.join(known)}")
+        raise SettingError(f"{dataset} {release} has no part {', '.join(unknown)}; known: {', '.join(available)}")
     chosen = [source for source in edition.sources if source.part in (parts or DEFAULT_PARTS)]
     # A verified file is not hashed again: 66 GB take minutes.
     verified = _read_sums(out)
@@ -158,40 +158,40 @@ def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -
         headers["Range"] = f"bytes={start}-"
         if etag.is_file():  # without it, the end of a new version could follow the start of an old one
             headers["If-Range"] = etag.read_text()
-    with web.ask("GET", url, headers=headers, stream=True, timeout=(CONNECT_S, stall_s)) as answer:
-        content_range, _, whole = answer.headers.get("Content-Range", "").partition("/")
-        if answer.status_code == 416:  # no bytes after `start`: the digest decides whether the file is complete
+    with web.ask("GET", url, headers=headers, stream=True, timeout=(CONNECT_S, stall_s)) as response:
+        content_range, _, whole = response.headers.get("Content-Range", "").partition("/")
+        if response.status_code == 416:  # no bytes after `start`: the digest decides whether the file is complete
             if source.bytes is None and not source.algorithm and whole != str(start):
                 path.unlink()
                 raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; downloading again")
             return
-        if answer.status_code in retry.TRANSIENT_STATUS:
-            raise retry.BusyError(answer)
-        answer.raise_for_status()
-        length = answer.headers.get("Content-Length", "")
-        if answer.status_code != 206 or not content_range.startswith(f"bytes {start}-"):
+        if response.status_code in retry.TRANSIENT_STATUS:
+            raise retry.BusyError(response)
+        response.raise_for_status()
+        length = response.headers.get("Content-Length", "")
+        if response.status_code != 206 or not content_range.startswith(f"bytes {start}-"):
             start = 0
         # An HTML page with status 206, appended to good bytes, could not be recognised any more.
         if start and length.isdigit() and content_range != f"bytes {start}-{start + int(length) - 1}":
             raise ServiceError(f"says it sends {content_range}, and {length} bytes")
-        if answer.headers.get("ETag", "").startswith('"'):
-            etag.write_text(answer.headers["ETag"])
+        if response.headers.get("ETag", "").startswith('"'):
+            etag.write_text(response.headers["ETag"])
         # The size of the whole file, since a server may send less than the requested range.
         total = int(whole) if whole.isdigit() else start + int(length) if length.isdigit() else source.bytes
-        if total is None and not source.algorithm and "Transfer-Encoding" not in answer.headers:
+        if total is None and not source.algorithm and "Transfer-Encoding" not in response.headers:
             raise ServiceError("no Content-Length and no checksum: truncation could not be detected")
-        _append_body(answer, path, start, total, source)
+        _append_body(response, path, start, total, source)
     if total is not None and _size(path) != total:
         raise ServiceError(f"ended after {_size(path)} of {total} bytes")
 
 
-def _append_body(answer: Any, path: Path, start: int, total: int | None, source: DatasetFile) -> None:
+def _append_body(response: Any, path: Path, start: int, total: int | None, source: DatasetFile) -> None:
     """Write the body of a response to `path` from byte `start` on."""
     # An endless answer must not fill the disk.
     most = source.bytes if source.bytes is not None else total
     left = (total or 0) - start
     deadline = time.monotonic() + DOWNLOAD_SECONDS.most + left / DOWNLOAD_BYTES_PER_S.most
-    chunks = _regroup(web.chunks(answer, deadline=deadline))
+    chunks = _regroup(web.chunks(response, deadline=deadline))
     label = f"fetching {source.file}"
     count = -(-left // CHUNK_BYTES)
     with path.open("r+b" if start else "wb") as handle:

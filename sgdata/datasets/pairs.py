@@ -112,14 +112,14 @@ def _read(ref: SampleRef, rasters: table_rasters.Rasters, contract: Contract) ->
     first, second = (table_rasters.read_image(raster, ref, contract) for raster in rasters[:2])
     arrays: dict[str, Array] = {"image_before": first, "image_after": second}
     if contract.label_space.task == "change":
-        unknown = np.zeros(first.shape[1:], bool)
+        no_data = np.zeros(first.shape[1:], bool)
         for image in (first, second):  # a change is unknown if either date has no data
-            known = statistics.valid_mask(np.ma.getdata(image), contract.nodata) & ~np.ma.getmaskarray(image)
-            unknown = unknown | ~known.all(axis=0)
+            valid = statistics.valid_mask(np.ma.getdata(image), contract.nodata) & ~np.ma.getmaskarray(image)
+            no_data = no_data | ~valid.all(axis=0)
         # A row without a map is unlabelled, so that a split may have both kinds.
-        change: Array = np.ma.MaskedArray(np.zeros(unknown.shape, np.uint8), mask=True)
+        change: Array = np.ma.MaskedArray(np.zeros(no_data.shape, np.uint8), mask=True)
         if len(rasters) > 2:
             change = table_rasters.read_mask(rasters[2], ref)
         changed = (np.ma.getdata(change) > 0).astype(np.uint8)
-        arrays["mask"] = np.ma.MaskedArray(changed, unknown | np.ma.getmaskarray(change))
+        arrays["mask"] = np.ma.MaskedArray(changed, no_data | np.ma.getmaskarray(change))
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.georeference(rasters[0], ref))

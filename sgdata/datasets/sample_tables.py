@@ -140,10 +140,10 @@ def read(source: Path, images: Sequence[str]) -> SampleTable:
     document, rows_file, plain = _plain_rows(source)
     folder = source.parent
     columns = dict.fromkeys(name for row in plain for name in row)
-    known = [field.name for field in fields(SampleRow) if field.name not in {"image", "before", "after"} - {*images}]
-    if unknown := sorted(set(columns) - set(known)):
+    names = [field.name for field in fields(SampleRow) if field.name not in {"image", "before", "after"} - {*images}]
+    if unknown := sorted(set(columns) - set(names)):
         raise SettingError(
-            f"{rows_file}: column {', '.join(map(repr, unknown)):.200} is unknown; expected some of {', '.join(known)}"
+            f"{rows_file}: column {', '.join(map(repr, unknown)):.200} is unknown; expected some of {', '.join(names)}"
         )
     if missing := sorted(set(images) - set(columns)):
         raise SettingError(f"{rows_file}: no column {', '.join(missing)}; expected {', '.join(images)} for each sample")

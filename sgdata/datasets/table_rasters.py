@@ -84,12 +84,12 @@ def open_rasters(folder: Path) -> Iterator[Callable[[SampleRef], Rasters]]:
                 # The user names the files, which may be virtual rasters.
                 paths = [folder / name for name in names]
                 try:
-                    found = [stack.enter_context(build_patches.open_raster(path, use="user")) for path in paths]
-                    _check_grids(found, names)
+                    datasets = [stack.enter_context(build_patches.open_raster(path, use="user")) for path in paths]
+                    _check_grids(datasets, names)
                 except SourceError as error:
                     # Without its folder: the reason is stored with the samples, which may be anywhere.
                     raise SourceError(str(error).replace(f"{folder}/", "")) from None
-                opened[names] = found
+                opened[names] = datasets
             return opened[names]
 
         yield rasters
@@ -151,12 +151,12 @@ def read_mask(raster: Any, ref: SampleRef) -> Array:
 
 def georeference(raster: Any, ref: SampleRef) -> dict[str, Any]:
     """Return the facts of a sample for its `meta`: place, and what the table or the build says."""
-    known = {name: value for name, value in ref.meta.items() if name not in _OF_FILES and value is not None}
-    if "bounds" not in known:
+    given = {name: value for name, value in ref.meta.items() if name not in _OF_FILES and value is not None}
+    if "bounds" not in given:
         grid = geotiff.read_header(raster).grid
         where = small_tiff.Georeference(epsg=int(grid.crs.removeprefix("EPSG:")), transform=grid.transform)
-        known["bounds"] = list(small_tiff.bounds(where, grid.shape))
-    return {**known, "crs": str(raster.crs)}
+        given["bounds"] = list(small_tiff.bounds(where, grid.shape))
+    return {**given, "crs": str(raster.crs)}
 
 
 def _described(raster: Any) -> tuple[str, ...]:

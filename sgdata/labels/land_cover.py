@@ -35,10 +35,10 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
     if name in RASTERS:
         rows = [row for row in package_data.table("raster_codes") if row["raster"] == name]
         level_2 = {int(row["code"]): int(row["corine"]) for row in rows}
-        known = {
+        by_code = {
             code: table.codes.get(two, table.codes.get(SUBSTITUTES.get(two, two))) for code, two in level_2.items()
         }
-        return {code: rasterize.UNMAPPED if at is None else at for code, at in known.items()}
+        return {code: rasterize.UNMAPPED if at is None else at for code, at in by_code.items()}
     path = Path(name)
     if not path.is_file():
         raise SettingError(f"labels.codes is {name!r}: expected {', '.join(RASTERS)}, or a file of codes and classes")

@@ -214,14 +214,17 @@ def _merged(elements: Iterable[Element]) -> dict[str, dict[int, Element]]:
     for element in elements:
         if element.get("type") not in by_type:
             continue
-        known = by_type[element["type"]]
+        same_type = by_type[element["type"]]
         number = _positive(element["id"])
-        other = known.get(number)
+        other = same_type.get(number)
         if other is None or element.get("version", 0) > other.get("version", 0):
-            known[number] = element
+            same_type[number] = element
         elif element.get("version", 0) == other.get("version", 0):
-            known[number] = other | {key: value for key, value in element.items() if value}
-    return {kind: {i: one for i, one in known.items() if not one.get("deleted")} for kind, known in by_type.items()}
+            same_type[number] = other | {key: value for key, value in element.items() if value}
+    return {
+        kind: {number: element for number, element in same_type.items() if not element.get("deleted")}
+        for kind, same_type in by_type.items()
+    }
 
 
 def _positive(number: int) -> int:
@@ -261,12 +264,12 @@ def _node_ids(way: Element, nodes: dict[int, Element], places: dict[tuple[float,
     """
     numbers = []
     for ref, point in itertools.zip_longest(way.get("nodes") or (), way.get("geometry") or ()):
-        known = bool(point) and math.isfinite(point["lon"]) and math.isfinite(point["lat"])
+        is_located = bool(point) and math.isfinite(point["lon"]) and math.isfinite(point["lat"])
         if ref is not None:
             numbers.append(_positive(ref))
-            if known:
+            if is_located:
                 nodes.setdefault(_positive(ref), point)
-        elif known:
+        elif is_located:
             numbers.append(places.setdefault((point["lon"], point["lat"]), PLACE_ID + 1 + len(places)))
         else:
             numbers.append(PLACE_ID)

@@ -164,10 +164,10 @@ def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
     stamp = None
     with tempfile.TemporaryDirectory() as folder:
         if path.name.endswith(JSON_FILES):
-            answer = overpass.answer_of(overpass.unpack(path), str(path))
+            document = overpass.answer_of(overpass.unpack(path), str(path))
             native = Path(folder) / "answer.osm.pbf"
-            osm_elements.write_native(answer["elements"], native, str(path))
-            about = answer.get("osm3s")
+            osm_elements.write_native(document["elements"], native, str(path))
+            about = document.get("osm3s")
             stamp = about.get("timestamp_osm_base") if isinstance(about, dict) else None
         else:
             check_suffix(path)

@@ -46,11 +46,11 @@ def cross_often(lines: Sequence[Any]) -> bool:
         return False
     segments = shapely.linestrings(np.concatenate(parts))
     tree = shapely.STRtree(segments)
-    found = 0
+    crossings = 0
     # Few at a time, to stop early: of a zigzag every segment meets every other.
     for start in range(0, len(segments), 64):
-        found += tree.query(segments[start : start + 64], predicate="crosses").shape[1]
-        if found > 2 * CROSSINGS.most:  # each is found from both sides
+        crossings += tree.query(segments[start : start + 64], predicate="crosses").shape[1]
+        if crossings > 2 * CROSSINGS.most:  # each is found from both sides
             return True
     return False
 

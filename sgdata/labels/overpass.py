@@ -228,7 +228,7 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
     import requests
 
     try:
-        answer = web.ask(
+        response = web.ask(
             "POST",
             service.url,
             limit=ANSWER_BYTES,
@@ -243,20 +243,20 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
         raise TooLargeError(f"no answer in {service.timeout_s + 30} s: {error}") from None
     except requests.RequestException as error:
         raise retry.TransientError(f"cannot be reached: {error}") from None
-    page = "" if answer.content.startswith(b"{") else re.sub(r"<[^>]*>|\s+", " ", answer.text[:20_000]).strip()
-    if answer.status_code == 200:
+    page = "" if response.content.startswith(b"{") else re.sub(r"<[^>]*>|\s+", " ", response.text[:20_000]).strip()
+    if response.status_code == 200:
         try:
-            answer_of(answer.content, service.url)
-            return answer.content
+            answer_of(response.content, service.url)
+            return response.content
         except SourceError as error:
             reason = str(error).removeprefix(f"{service.url}: ")
     else:
-        reason = f"answers {answer.status_code} {answer.reason}: {page[-200:]}"
+        reason = f"answers {response.status_code} {response.reason}: {page[-200:]}"
     if TOO_LARGE.search(f"{reason} {page}"):
         raise TooLargeError(reason)
-    if answer.status_code in retry.TRANSIENT_STATUS:
-        raise retry.BusyError(answer, clock=clock)
-    if answer.status_code == 200 and ("the server remarks" not in reason or TOO_BUSY.search(reason)):
+    if response.status_code in retry.TRANSIENT_STATUS:
+        raise retry.BusyError(response, clock=clock)
+    if response.status_code == 200 and ("the server remarks" not in reason or TOO_BUSY.search(reason)):
         raise retry.TransientError(reason)
     raise ServiceError(f"{service.url}: {reason}; try later, or give --osm FILE")
 
@@ -281,17 +281,17 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
             `remark`, which Overpass adds to partial answers when it runs out of time or memory.
     """
     try:
-        answer = documents.parse_json(content, origin, ANSWER_VALUES)
+        document = documents.parse_json(content, origin, ANSWER_VALUES)
     except SourceError as error:
         raise SourceError(f"{error}; expected an Overpass answer in JSON") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("elements"), list):
+    if not isinstance(document, dict) or not isinstance(document.get("elements"), list):
         raise SourceError(f"{origin}: has no list 'elements', expected an Overpass answer in JSON; fetch it again")
-    if answer.get("remark"):
-        raise SourceError(f"{origin}: a part only, the server remarks {answer['remark']!r}; ask for less or again")
-    counted = [item for item in answer["elements"] if isinstance(item, dict) and item.get("type") == "count"]
+    if document.get("remark"):
+        raise SourceError(f"{origin}: a part only, the server remarks {document['remark']!r}; ask for less or again")
+    counted = [item for item in document["elements"] if isinstance(item, dict) and item.get("type") == "count"]
     try:
         total = int(counted[0]["tags"]["total"]) if counted else None
-        stamp = answer.get("osm3s", {}).get("timestamp_osm_base")
+        stamp = document.get("osm3s", {}).get("timestamp_osm_base")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{origin}: count or date is not as Overpass writes it ({error!r:.80}); fetch again"
@@ -300,6 +300,6 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
         raise SourceError(
             f"{origin}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z; fetch it again"
         )
-    if counted and total != len(answer["elements"]) - len(counted):
-        raise SourceError(f"{origin}: a part only, {len(answer['elements']) - 1} of {total} elements; fetch it again")
-    return answer
+    if counted and total != len(document["elements"]) - len(counted):
+        raise SourceError(f"{origin}: a part only, {len(document['elements']) - 1} of {total} elements; fetch it again")
+    return document

@@ -310,9 +310,9 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     ranks = np.zeros(labels.shape, np.int32)
     near = _near(touched, row, col, fine.shape)
     _touch(ranks, touched.xy, touched.parts, touched.shapes, near, (window.row, window.col, n * UNITS))
-    seen = ranks > 0
-    labels[seen] = touched.label[ranks[seen] - 1]
-    source[seen] = touched.source[ranks[seen] - 1]
+    painted = ranks > 0
+    labels[painted] = touched.label[ranks[painted] - 1]
+    source[painted] = touched.source[ranks[painted] - 1]
     return labels, source
 
 

@@ -111,11 +111,11 @@ def spectrum(
     made = _figure(
         tools="", height=230, toolbar_location=None, x_axis_label="wavelength, nm", y_axis_label="reflectance"
     )
-    known = [name for name in wavelengths if name in statistics]
-    if known:
-        x = [wavelengths[name] for name in known]
+    names = [name for name in wavelengths if name in statistics]
+    if names:
+        x = [wavelengths[name] for name in names]
         low, middle, high = (
-            [(getattr(statistics[name], key) + offset) * scale for name in known] for key in ("p2", "p50", "p98")
+            [(getattr(statistics[name], key) + offset) * scale for name in names] for key in ("p2", "p50", "p98")
         )
         made.varea(x=x, y1=low, y2=high, fill_color=SERIES[0], fill_alpha=0.18)
         made.line(x, middle, color=SERIES[0], line_dash="dashed")

@@ -134,7 +134,7 @@ class Map:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleCard:
+class SampleEntry:
     """One sample.
 
     Attributes:
@@ -161,7 +161,7 @@ class Gallery:
     """
 
     title: str
-    cards: tuple[SampleCard, ...]
+    cards: tuple[SampleEntry, ...]
     filters: tuple[str, ...]
     caption: str = ""
     keys: tuple[tuple[str, str], ...] = field(default=())

@@ -69,8 +69,8 @@ def markdown(document: dict[str, Any]) -> str:
 
 def columns(table: dict[str, Any]) -> tuple[str, ...]:
     """Return the column names: two for each metric."""
-    figures = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
-    return ("model", "weights", *figures, "protocol", "seeds", "parameters", "steps", "why it differs", "audit")
+    score_columns = [head for name in table["metrics"] for head in (f"{name} published", f"{name} here")]
+    return ("model", "weights", *score_columns, "protocol", "seeds", "parameters", "steps", "why it differs", "audit")
 
 
 def lines(table: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
@@ -200,9 +200,9 @@ def _runs(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def _absent(document: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    seen = set()
+    named = set()
     for table in document["tables"]:
         for row in table["rows"]:
-            if row["state"].endswith("weights absent") and row["weights"]["name"] not in seen:
-                seen.add(row["weights"]["name"])
+            if row["state"].endswith("weights absent") and row["weights"]["name"] not in named:
+                named.add(row["weights"]["name"])
                 yield tuple(row["weights"][key] for key in ("name", "where", "licence", "checksum"))

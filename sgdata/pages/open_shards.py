@@ -172,8 +172,8 @@ def open_shards(folder: str | Path, split: str = "") -> ShardSet:
     """
     opened = ShardSet(Path(folder), split)
     if not len(opened):
-        known = ", ".join(ShardSet(Path(folder)).splits) or "none"
-        raise SettingError(f"{folder}: no split '{split}'; it has {known}: name one")
+        splits = ", ".join(ShardSet(Path(folder)).splits) or "none"
+        raise SettingError(f"{folder}: no split '{split}'; it has {splits}: name one")
     return opened
 
 

@@ -53,7 +53,7 @@ def spread(rows: Sequence[shard_index.Row], limit: int) -> list[shard_index.Row]
     return chosen
 
 
-def _card(sample: Sample, row: shard_index.Row, contract: Contract, folder: Path) -> html.SampleCard:
+def _card(sample: Sample, row: shard_index.Row, contract: Contract, folder: Path) -> html.SampleEntry:
     names = dict(zip(contract.label_space.ids, contract.label_space.names, strict=True))
     mask = sample.arrays.get("mask")
     present = row["labels"] if mask is None else np.unique(mask).tolist()
@@ -65,7 +65,7 @@ def _card(sample: Sample, row: shard_index.Row, contract: Contract, folder: Path
         paths.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
     # The classes of a mask are visible in its picture.
     title = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
-    return html.SampleCard(title=title, pictures=tuple(paths), values={"split": (sample.split,), "class": classes})
+    return html.SampleEntry(title=title, pictures=tuple(paths), values={"split": (sample.split,), "class": classes})
 
 
 def pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:

@@ -187,17 +187,17 @@ def read_valid_mask(dataset: DatasetReader, values: Array, window: Any) -> Array
     No data is marked by a number, NaN, a mask in the file or beside it, or an alpha band.
     """
     numbers = data_bands(dataset)
-    known = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
+    valid = np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
     for at, number in enumerate(numbers):
         nodata = dataset.nodatavals[number - 1]
         if nodata is not None:
-            known[at] &= values[at] != nodata
+            valid[at] &= values[at] != nodata
         # Masks only where a file has its own: GDAL also computes them from the number, which takes as long as reading.
         if _has_mask(dataset, number):
-            known[at] &= dataset.read_masks(number, window=window) != 0
+            valid[at] &= dataset.read_masks(number, window=window) != 0
     for number in _alpha_bands(dataset):
-        known &= dataset.read(number, window=window) != 0
-    return known
+        valid &= dataset.read(number, window=window) != 0
+    return valid
 
 
 def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond: int = 0) -> Iterator[Array]:

@@ -91,14 +91,14 @@ def _check_pages(content: bytes) -> None:
     bigtiff = content[2:4] in (b"\x2b\x00", b"\x00\x2b")
     # TIFF 6.0, section 2: a count of entries, the entries, then the offset of the next page; BigTIFF has wider ones.
     start, count, entry_bytes, link = (8, "Q", 20, "Q") if bigtiff else (4, "H", 12, "I")
-    seen: set[int] = set()
+    visited: set[int] = set()
     try:
         (page,) = struct.unpack_from(f"{order}{link}", content, start)
         while page:
-            if page in seen:
-                raise SourceError(f"TIFF has {len(seen)} pages that follow each other in a circle, expected an end")
-            seen.add(page)
-            IMAGE_PAGES.check(len(seen), "TIFF claims")
+            if page in visited:
+                raise SourceError(f"TIFF has {len(visited)} pages that follow each other in a circle, expected an end")
+            visited.add(page)
+            IMAGE_PAGES.check(len(visited), "TIFF claims")
             (entries,) = struct.unpack_from(f"{order}{count}", content, page)
             end = page + struct.calcsize(f"{order}{count}") + entry_bytes * entries
             (page,) = struct.unpack_from(f"{order}{link}", content, end)

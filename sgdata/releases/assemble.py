@@ -109,8 +109,8 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     if order.build is None:
         raise SettingError(f"{order.source}: shards of a build; give --build DIR, whose lock lists the scenes")
     built = contracts.read(order.build)
-    known = set(patch_table.read(order.build / output_names.PATCHES)["key"])
-    unknown = set(shard_index.read_index(order.source)["key"].to_pylist()) - known
+    keys = set(patch_table.read(order.build / output_names.PATCHES)["key"])
+    unknown = set(shard_index.read_index(order.source)["key"].to_pylist()) - keys
     if unknown or contracts.find_differences(contract, built, "predict") or contract.version != built.version:
         raise SourceError(f"{order.build}: not the build of these shards ({len(unknown)} unknown samples); give theirs")
     return contract, lock.read(order.build / lock.NAME)

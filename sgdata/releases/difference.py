@@ -129,14 +129,14 @@ def compare(before: Path, after: Path) -> OutputDifference:
     sides = [
         Side(
             kind=kinds[0], name=folder.resolve().name, dataset=contract.dataset, version=contract.version,
-            fingerprint=contract.fingerprint, samples=len(held),
+            fingerprint=contract.fingerprint, samples=len(samples),
         )
-        for folder, contract, held in zip((before, after), (theirs, ours), rows, strict=True)
+        for folder, contract, samples in zip((before, after), (theirs, ours), rows, strict=True)
     ]  # fmt: skip
     scenes, settings = _compare_locks(before, after)
     changed = _compare_rasters(before, after) if kinds[0] == "build" else _compare_samples(before, after, rows)
     unit, counted = _count_classes((before, after), (theirs, ours), kinds[0], rows)
-    parts = [Counter(row["split"] for row in held.values()) for held in rows]
+    parts = [Counter(row["split"] for row in samples.values()) for samples in rows]
     return OutputDifference(
         before=sides[0],
         after=sides[1],
@@ -155,8 +155,8 @@ def compare(before: Path, after: Path) -> OutputDifference:
 
 def _kind(folder: Path) -> str:
     """Return `shards` or `build`. Raises SettingError, SourceError."""
-    found = {output_names.INDEX: "shards", output_names.IMAGE: "build"}
-    for name, kind in found.items():
+    kinds = {output_names.INDEX: "shards", output_names.IMAGE: "build"}
+    for name, kind in kinds.items():
         if (folder / name).is_file():
             files.require_finished(folder)
             return kind
@@ -295,14 +295,14 @@ def _count_classes(
     """Return what is counted, and the numbers by class of both outputs."""
     counts: list[dict[str, int]] = []
     unit = "samples"
-    for folder, of, held in zip(folders, contract, rows, strict=True):
+    for folder, of, samples in zip(folders, contract, rows, strict=True):
         space = of.label_space
         names = dict(zip(space.ids, space.names, strict=True))
-        if kind == "build" or any("mask_size" in row for row in held.values()):
+        if kind == "build" or any("mask_size" in row for row in samples.values()):
             unit = "pixels"
-            values = _label_pixels(folder, kind, held)
+            values = _label_pixels(folder, kind, samples)
         else:
-            values = Counter(label for row in held.values() for label in row["labels"])
+            values = Counter(label for row in samples.values() for label in row["labels"])
         counts.append({name: values[value] for value, name in names.items()})
     return unit, counts
 

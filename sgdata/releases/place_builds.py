@@ -31,8 +31,8 @@ def check(source: Path, contract: Contract, builds: Mapping[str, Path]) -> lock.
     Raises:
         SourceError: A sample is of no build, or a build has other bands, labels or dates.
     """
-    known = {key for place, build in builds.items() for key in _keys(place, build)}
-    unknown = set(shard_index.read_index(source)["key"].to_pylist()) - known
+    keys = {key for place, build in builds.items() for key in _keys(place, build)}
+    unknown = set(shard_index.read_index(source)["key"].to_pylist()) - keys
     built = [contracts.read(build) for build in builds.values()]
     differ = [
         place for place, one in zip(builds, built, strict=True) if contracts.find_differences(contract, one, "predict")

@@ -96,8 +96,8 @@ class ReleaseContent:
     @property
     def shares(self) -> list[tuple[str, str]]:
         """Shares of the build in per cent that its users must know, with what they are of."""
-        known = {"nodata_share": "hold no data", "never_clear_share": "are roofs that every date classifies as cloud"}
-        shares = [(self.usage.get(name), text) for name, text in known.items()]
+        texts = {"nodata_share": "hold no data", "never_clear_share": "are roofs that every date classifies as cloud"}
+        shares = [(self.usage.get(name), text) for name, text in texts.items()]
         return [(f"{share:.3%}", text) for share, text in shares if isinstance(share, int | float)]
 
     @property
@@ -211,8 +211,8 @@ def permitted(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
     if (order.cite or order.home) and allowed != "owner" and not ours:
         raise SettingError(f"--cite and --home: {card.name} has its own citation and page; leave them out")
     if order.licence and allowed != "owner":
-        known = f"{card.licence.labels}; {card.licence.pixels}"
-        raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({known}); leave --licence out")
+        own = f"{card.licence.labels}; {card.licence.pixels}"
+        raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({own}); leave --licence out")
     if allowed == "owner":
         if not order.licence and not private:
             raise SettingError(

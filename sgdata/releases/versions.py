@@ -59,8 +59,8 @@ def _numbers(version: str) -> tuple[tuple[int, ...], str]:
 def describe_changes(order: ReleaseOrder, folder: Path) -> difference.OutputDifference:
     """Write `changes.json` into the folder of a release: how its data differ from the release before."""
     assert order.previous
-    found = difference.compare(order.previous, folder)
-    found = replace(found, before=replace(found.before, name=read_title(order.previous)))
-    found = replace(found, after=replace(found.after, name=order.title))
-    files.write(folder / CHANGES, files.pretty_json(found))
-    return found
+    changes = difference.compare(order.previous, folder)
+    changes = replace(changes, before=replace(changes.before, name=read_title(order.previous)))
+    changes = replace(changes, after=replace(changes.after, name=order.title))
+    files.write(folder / CHANGES, files.pretty_json(changes))
+    return changes

@@ -75,11 +75,11 @@ def nearest(of: Ground, to: Ground) -> tuple[Array, Array]:
     left, count = np.arange(len(of)), 8
     while len(left):
         count = min(count, len(to))
-        centres, found = tree.query(points[left], k=np.arange(1, count + 1))
-        gaps = between(of[np.repeat(left, count)], to[found.ravel()]).reshape(-1, count)
+        centres, neighbours = tree.query(points[left], k=np.arange(1, count + 1))
+        gaps = between(of[np.repeat(left, count)], to[neighbours.ravel()]).reshape(-1, count)
         best = gaps.argmin(axis=1)
         rows = np.arange(len(left))
-        metres[left], index[left] = gaps[rows, best], found[rows, best]
+        metres[left], index[left] = gaps[rows, best], neighbours[rows, best]
         # A sample whose centre is farther than all of these may still be nearer with its edge, as squares differ.
         left = left[(centres[:, -1] - half[left] < metres[left]) & (count < len(to))]
         count *= 4

@@ -95,27 +95,27 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
         )
     places, block = np.unique(block_places(ground, settings.block_m), axis=0, return_inverse=True)
     classes = np.eye(labels.max(initial=0) + 1)[labels]
-    part = blocks.deal(block.ravel(), places, classes, shares, settings.seed + number)[block.ravel()]
-    part = _keep_gap(ground, part, settings.gap_m)
-    empty = [name for at, name in enumerate(PARTS) if shares[at] > 0 and not (part == at).any()]
+    assigned = blocks.deal(block.ravel(), places, classes, shares, settings.seed + number)[block.ravel()]
+    assigned = _keep_gap(ground, assigned, settings.gap_m)
+    empty = [name for at, name in enumerate(PARTS) if shares[at] > 0 and not (assigned == at).any()]
     if empty:
         raise SettingError(
             f"{len(places)} blocks of {settings.block_m:g} m leave {', '.join(empty)} empty; choose smaller blocks or "
             "a smaller gap"
         )
     budgets = np.full(len(keys), -1)
-    for label in np.unique(labels[part == 0]):
-        members = np.flatnonzero((part == 0) & (labels == label))
+    for label in np.unique(labels[assigned == 0]):
+        members = np.flatnonzero((assigned == 0) & (labels == label))
         digests = [order_digest(settings.seed + number, keys[at]) for at in members.tolist()]
         budgets[members[np.argsort(digests, kind="stable")]] = _budget(len(members), settings.budgets)
-    return Draw(parts=np.array([*PARTS, LEFT_OUT])[part], budgets=budgets, blocks=len(places))
+    return Draw(parts=np.array([*PARTS, LEFT_OUT])[assigned], budgets=budgets, blocks=len(places))
 
 
-def _keep_gap(ground: Ground, part: Array, gap_m: float) -> Array:
+def _keep_gap(ground: Ground, assigned: Array, gap_m: float) -> Array:
     """Return the parts, -1 for samples nearer than the gap to a greater part: train gives way to val, val to test."""
-    kept = part.copy()
+    kept = assigned.copy()
     for lesser in (1, 0):
-        own, greater = np.flatnonzero(part == lesser), np.flatnonzero(kept > lesser)
+        own, greater = np.flatnonzero(assigned == lesser), np.flatnonzero(kept > lesser)
         if len(own) and len(greater):
             metres, _ = ground_distance.nearest(ground[own], ground[greater])
             kept[own[metres < gap_m]] = -1

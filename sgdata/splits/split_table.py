@@ -136,13 +136,13 @@ def read(path: Path) -> SplitTable:
         raise SettingError(f"{path}: not a split table of format {FORMAT}; make it again, or update sgdata")
     header = files.parse(Header, document, str(path))
     first, *names = lines[1].split("\t")
-    known = {"val", "test", LEFT_OUT, ALL, *header.settings.budgets}
+    allowed = {"val", "test", LEFT_OUT, ALL, *header.settings.budgets}
     rows = [line.split("\t") for line in lines[2:]]
     for number, row in enumerate(rows, start=3):
-        if len(row) != 1 + len(names) or not set(row[1:]) <= known:
+        if len(row) != 1 + len(names) or not set(row[1:]) <= allowed:
             raise SettingError(
                 f"{path}: line {number} is {lines[number - 1]!r:.90}; expected a name and {len(names)} cells of "
-                f"{', '.join(sorted(known - {LEFT_OUT}))} or nothing"
+                f"{', '.join(sorted(allowed - {LEFT_OUT}))} or nothing"
             )
     keys = tuple(row[0] for row in rows)
     if first != "name" or len(set(names)) < len(names) or len(set(keys)) < len(keys):

@@ -232,11 +232,11 @@ def compare(
     """
     if card.contract is not None:
         # "normalisation" is no field of a contract.
-        known = [name for name in accept if name != "normalisation"]
+        accepted = [name for name in accept if name != "normalisation"]
         # A model without its empty groups uses fewer bands than the weights did, each in the same way.
         names = {band.name for band in (contract if normalisation.missing == "drop-group" else card.contract).bands}
         theirs = replace(card.contract, bands=tuple(band for band in card.contract.bands if band.name in names))
-        contracts.require(contract, theirs, "fine-tune", known)
+        contracts.require(contract, theirs, "fine-tune", accepted)
     if card.normalisation is None or "normalisation" in accept:
         return
     fields = ["scheme", "eps", "mean", "std", "before_crop", "fill"]

@@ -192,10 +192,10 @@ def transform_images(x: Tensor, how: Geometry, size: int) -> Tensor:
     return _turn(x, how)
 
 
-def transform_valid(known: Tensor, how: Geometry, size: int) -> Tensor:
+def transform_valid(valid: Tensor, how: Geometry, size: int) -> Tensor:
     """Return which values of `transform_images` come from known ones (N, C, H, W) bool in the box alone."""
-    whole = transform_images(known.float(), how, size)
-    inside = transform_masks(torch.ones_like(known[:, 0], dtype=torch.uint8), how, size, outside=0)
+    whole = transform_images(valid.float(), how, size)
+    inside = transform_masks(torch.ones_like(valid[:, 0], dtype=torch.uint8), how, size, outside=0)
     # Weights of the interpolation sum to 1, up to rounding.
     return ((whole - 1).abs() < 1e-3) & (inside[:, None] == 1)
 

@@ -49,9 +49,9 @@ def resolve(recipe: R, contract: Contract) -> R:
     # A recipe with dropped groups is already resolved: it is read back from the folder of a run.
     if own.normalise.missing != "drop-group" or config is None or config.dropped:
         return recipe
-    known, size = {band.name for band in contract.bands}, config.group_bands
+    available, size = {band.name for band in contract.bands}, config.group_bands
     groups = range(len(own.bands) // size)
-    empty = tuple(group for group in groups if known.isdisjoint(own.bands[group * size : (group + 1) * size]))
+    empty = tuple(group for group in groups if available.isdisjoint(own.bands[group * size : (group + 1) * size]))
     left = replace(config, dropped=empty)
     names = tuple(name for number, name in enumerate(own.bands) if number // size not in empty)
     resolved: R = replace(own, bands=names, model=left if config is own.model else replace(own.model, encoder=left))
@@ -65,11 +65,11 @@ def narrow(contract: Contract, names: Sequence[str], policy: Policy = "refuse") 
         SettingError: bands are missing that `policy` does not substitute.
     """
     present, _ = _split(contract.bands, names, policy)
-    known = {band.name: band for band in present}
+    by_name = {band.name: band for band in present}
     return replace(
         contract,
-        bands=tuple(known.get(name) or sentinel2.BAND[name] for name in names),
-        statistics={name: contract.statistics[name] for name in names if name in known},
+        bands=tuple(by_name.get(name) or sentinel2.BAND[name] for name in names),
+        statistics={name: contract.statistics[name] for name in names if name in by_name},
         shape=contract.shape and (len(names), *contract.shape[1:]),
     )
 
@@ -80,16 +80,16 @@ def find_indices(contract: Contract, names: Sequence[str], policy: Policy = "ref
     Raises:
         SettingError: bands are missing that `policy` does not substitute.
     """
-    known = [band.name for band in contract.bands]
+    available = [band.name for band in contract.bands]
     present, absent = _split(contract.bands, names, policy)
-    if list(names) == known:
+    if list(names) == available:
         return None
     selected = []
     for name in names:
         if name not in absent:
-            selected.append(known.index(name))
+            selected.append(available.index(name))
         else:
-            selected.append(MEAN if policy == "mean" else known.index(_nearest(name, present).name))
+            selected.append(MEAN if policy == "mean" else available.index(_nearest(name, present).name))
     return selected
 
 
@@ -114,16 +114,16 @@ def _nearest(name: str, present: Sequence[Band]) -> Band:
 
 def _split(stored: Sequence[Band], names: Sequence[str], policy: Policy) -> tuple[list[Band], list[str]]:
     """Split the bands `names` into those that are stored and the names of the others. Raises SettingError."""
-    known = {band.name: band for band in stored}
-    absent = [name for name in names if name not in known]
+    by_name = {band.name: band for band in stored}
+    absent = [name for name in names if name not in by_name]
     # The wavelength of such a band is unknown, so that it has no nearest band.
     unknown = [name for name in absent if name not in sentinel2.BAND]
     if unknown or len(absent) == len(names) or (absent and policy == "refuse"):
         remedy = "" if unknown else "; set normalise.missing to 'mean', 'nearest' or 'drop-group' to substitute them"
         raise SettingError(
-            f"bands: {' '.join(unknown or absent)} not in the shards, which have {' '.join(known)}{remedy}"
+            f"bands: {' '.join(unknown or absent)} not in the shards, which have {' '.join(by_name)}{remedy}"
         )
-    return [known[name] for name in names if name in known], absent
+    return [by_name[name] for name in names if name in by_name], absent
 
 
 def check_bands(config: EncoderConfig, contract: Contract) -> None:

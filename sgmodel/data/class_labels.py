@@ -59,10 +59,10 @@ def class_indices(space: LabelSpace, masks: Tensor) -> Tensor:
         masks: Masks of any shape.
     """
     values = _signed(masks)
-    known = torch.tensor([*space.ids, space.ignore_index], dtype=torch.int32, device=values.device)
+    ids = torch.tensor([*space.ids, space.ignore_index], dtype=torch.int32, device=values.device)
     position = [*range(len(space.ids)), ignored_index(space)]
-    ordered, order = known.sort()
-    at = torch.searchsorted(ordered, values).clamp(max=len(known) - 1)
+    ordered, order = ids.sort()
+    at = torch.searchsorted(ordered, values).clamp(max=len(ids) - 1)
     indices = torch.tensor(position, dtype=torch.int32, device=values.device)[order][at]
     return torch.where(ordered[at] == values, indices, UNKNOWN)
 

@@ -194,9 +194,9 @@ class Samples:
         self.folder, self.split = folder, split
         self.contract: Contract = contracts.read(folder)
         table = shard_index.read_index(folder)
-        known = sorted(set(table["split"].to_pylist()))
-        if split not in known:
-            message = f"{folder}: no split '{split}'; it has {', '.join(known)}"
+        splits = sorted(set(table["split"].to_pylist()))
+        if split not in splits:
+            message = f"{folder}: no split '{split}'; it has {', '.join(splits)}"
             raise SettingError(
                 f"{message}; set training.split and val_split to some of them, or pack the data with 'sgdata shard "
                 "--split-list', whose lists 'sgdata split' proposes, or several places with --hold-out val=PLACE"

@@ -58,9 +58,9 @@ def within_budget(folder: Path, split: str, budget: str) -> list[str]:
     rows = [(key, budgets or ()) for key, of, budgets in zip(*columns, strict=False) if of == split]
     keys = [key for key, budgets in rows if budget in budgets]
     if not keys:
-        known = ", ".join(sorted({name for _, budgets in rows for name in budgets})) or "none"
+        names = ", ".join(sorted({name for _, budgets in rows for name in budgets})) or "none"
         raise SettingError(
-            f"training.budget is {budget!r:.40}: split '{split}' of {folder} has no samples of it, only of {known}; "
+            f"training.budget is {budget!r:.40}: split '{split}' of {folder} has no samples of it, only of {names}; "
             "pack the data with a split table, such as --split ground-0"
         )
     return keys

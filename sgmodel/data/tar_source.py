@@ -225,11 +225,11 @@ class RemoteFolder:
         return contents
 
 
-def _is_refusal(answer: Any) -> bool:
+def _is_refusal(error: Any) -> bool:
     """Return whether an exception of a file system says that the file is not there or may not be read."""
-    status = getattr(answer, "status", 0)
+    status = getattr(error, "status", 0)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in retry.TRANSIENT_STATUS
-    return refused or isinstance(answer, FileNotFoundError | PermissionError)
+    return refused or isinstance(error, FileNotFoundError | PermissionError)
 
 
 class Ranged:

@@ -38,15 +38,15 @@ def find(inputs: Sequence[Path]) -> dict[str, Path]:
     Raises:
         SettingError: Two inputs have one name.
     """
-    found: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for path in inputs:
         builds = [] if (path / output_names.IMAGE).exists() else sorted(path.glob(f"*/{output_names.IMAGE}"))
         for each in [build.parent for build in builds] or [path]:
             name = each.resolve().name if each.is_dir() else each.stem
-            if name in found:
-                raise SettingError(f"--input: {found[name]} and {each} are both named '{name}'; rename one")
-            found[name] = each
-    return found if len(found) > 1 or (inputs and found and next(iter(found.values())) != inputs[0]) else {}
+            if name in named:
+                raise SettingError(f"--input: {named[name]} and {each} are both named '{name}'; rename one")
+            named[name] = each
+    return named if len(named) > 1 or (inputs and named and next(iter(named.values())) != inputs[0]) else {}
 
 
 def run(

@@ -66,13 +66,13 @@ class BandMapping:
         Returns:
             (C, H, W) float32 with NaN as no data, and the mask of valid pixels (H, W).
         """
-        known = normalise.mask_nodata(torch.from_numpy(values), self.nodata)
+        masked = normalise.mask_nodata(torch.from_numpy(values), self.nodata)
         if valid is not None:
-            known = known.where(torch.from_numpy(valid), float("nan"))
+            masked = masked.where(torch.from_numpy(valid), float("nan"))
         if self.band_indices is not None:
-            known = band_selection.select(known[None], self.band_indices)[0]
+            masked = band_selection.select(masked[None], self.band_indices)[0]
         # A single band may be 0 over dark water; a pixel without data is nodata in all bands.
-        return known.numpy(), known.isfinite().any(dim=0).numpy()
+        return masked.numpy(), masked.isfinite().any(dim=0).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,17 +120,17 @@ def map_bands(ours: Contract, theirs: Contract, normalisation: Normalisation, ac
     """
     # Bands that the training data lacked are substituted as in training, even if these data have them.
     hidden = tuple(replace(band, name="") if band.name in normalisation.absent else band for band in ours.bands)
-    known, names = {band.name: band for band in hidden}, [band.name for band in theirs.bands]
-    absent = [name for name in names if name not in known]
+    by_name, names = {band.name: band for band in hidden}, [band.name for band in theirs.bands]
+    absent = [name for name in names if name not in by_name]
     if absent and normalisation.missing == "refuse":
         raise SettingError(
             f"cannot predict on '{ours.dataset}': the model takes {len(names)} bands, {' '.join(absent)} not among its "
-            f"{len(known)} ({' '.join(known)}); add them, or train on these bands only or with normalise.missing"
+            f"{len(by_name)} ({' '.join(by_name)}); add them, or train on these bands only or with normalise.missing"
         )
     labels = ours.label_space
     if labels.task != theirs.label_space.task:
         labels = theirs.label_space  # labels of another task are irrelevant to this model
-    like = replace(ours, bands=tuple(known.get(band.name, band) for band in theirs.bands), label_space=labels)
+    like = replace(ours, bands=tuple(by_name.get(band.name, band) for band in theirs.bands), label_space=labels)
     contracts.require(like, theirs, "predict", [name for name in accept if name != "gsd"])
     selected = band_selection.find_indices(replace(ours, bands=hidden), names, normalisation.missing)
     return BandMapping(band_indices=selected, nodata=ours.nodata)

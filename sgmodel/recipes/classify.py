@@ -123,11 +123,11 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
         predictions = score(setup, model, held_out)
         if recipe.mode in FROZEN:
             predictions = from_features(recipe, predictions, score(setup, model, source), train_targets, single=single)
-        figures = compute_metrics(predictions, true(held_out), setup.contract, final=final)
-        return {**figures, **per_sample(predictions, true(held_out), setup.contract)} if final else figures
+        metrics_ = compute_metrics(predictions, true(held_out), setup.contract, final=final)
+        return {**metrics_, **per_sample(predictions, true(held_out), setup.contract)} if final else metrics_
 
     by = "top1" if single else "map_macro"
-    scoring = finetune.ScoringSpec(title="Classification", by=by, scored=scored, figures=scores, source=source)
+    scoring = finetune.ScoringSpec(title="Classification", by=by, scored=scored, compute_scores=scores, source=source)
     if recipe.mode in FROZEN:
         model.head = nn.Identity()  # the features are compared
         return finetune.score(setup, model, source, scoring, paths)

@@ -63,11 +63,11 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda optimizer, *_: model.follow(optimizer.found_inf))
 
-    def figures(held_out: loader.Samples, final: bool) -> dict[str, float]:
+    def scores(held_out: loader.Samples, final: bool) -> dict[str, float]:
         return evaluate(setup, model, finetune.fit_windows(setup, held_out))
 
     by = f"{(scored.val or scored.test).split}_top1"
-    scoring = finetune.ScoringSpec(title="Contrastive pretraining", by=by, scored=scored, figures=figures)
+    scoring = finetune.ScoringSpec(title="Contrastive pretraining", by=by, scored=scored, compute_scores=scores)
     return finetune.train(setup, task, scoring, paths)
 
 

@@ -121,8 +121,9 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         }
 
     def scoring(model: nn.Module) -> finetune.ScoringSpec:
-        figures = partial(scores, model)
-        return finetune.ScoringSpec(title="Change detection", by="f1", scored=scored, figures=figures, source=pairs)
+        return finetune.ScoringSpec(
+            title="Change detection", by="f1", scored=scored, compute_scores=partial(scores, model), source=pairs
+        )
 
     if recipe.mode in pixel_change.METHODS:
         detector: nn.Module = nn.Identity()
@@ -236,8 +237,8 @@ def evaluate_by_size(setup: Setup, model: nn.Module, source: loader.Samples) -> 
     parts = dense_prediction.evaluate(setup, model, source, parts=part_small)
     counts = parts[:, :2, :2].clone()
     counts[:, CHANGE] += parts[:, SMALL, :2]
-    found, total = parts[:, SMALL, CHANGE].sum(), parts[:, SMALL].sum()
-    return counts, {"recall_small": float(found / total)} if total else {}
+    detected, total = parts[:, SMALL, CHANGE].sum(), parts[:, SMALL].sum()
+    return counts, {"recall_small": float(detected / total)} if total else {}
 
 
 def part_small(target: Tensor) -> Tensor:

@@ -195,12 +195,12 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
                 return
             log.settle()
             scores = evaluate(setup, model, held_out)
-            figures = {f"{held_out.split}_{name}": value for name, value in scores.items()}
-            log.check(done - 1, figures)
+            by_name = {f"{held_out.split}_{name}": value for name, value in scores.items()}
+            log.check(done - 1, by_name)
             _show(setup, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
             # After everything that reads samples: a step without this line is scored again.
-            log.write(done - 1, figures)
-            best.keep(model, task.card, figures)
+            log.write(done - 1, by_name)
+            best.keep(model, task.card, by_name)
 
         def report(step: loop.Step) -> None:
             log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=task.meter.read)

@@ -100,7 +100,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
             **dense_prediction.per_sample(counts, compute_metrics, "miou"),
         }
 
-    scoring = finetune.ScoringSpec(title="Segmentation", by="miou", scored=scored, figures=scores, source=source)
+    scoring = finetune.ScoringSpec(title="Segmentation", by="miou", scored=scored, compute_scores=scores, source=source)
     return finetune.train(setup, task, scoring, paths)
 
 

@@ -40,20 +40,20 @@ class BestCheckpoint:
             return False
         return len(self.values) - 1 - self.values.index(max(self.values)) >= self.patience
 
-    def keep(self, model: nn.Module, card: ModelCard, figures: dict[str, float]) -> None:
+    def keep(self, model: nn.Module, card: ModelCard, scores: dict[str, float]) -> None:
         """Replace `checkpoint-best/` if these figures are better than those of the present one. All ranks must call.
 
         Args:
             model: Model, sharded or not.
             card: Card of the checkpoint.
-            figures: Scores by name.
+            scores: Scores by name.
 
         Raises:
             OutputError: a file cannot be written.
         """
         weights, folder = distributed.collect(model.state_dict()), self.out / run_folder.BEST
         if self.by:
-            self.values.append(self.sign * figures[self.by])
+            self.values.append(self.sign * scores[self.by])
         if not distributed.is_main_process():
             return
         before = files.read_plain(folder / "figures.json") if self.by and files.is_finished(folder) else None
@@ -61,5 +61,5 @@ class BestCheckpoint:
             return
         with run_folder.replacing_folder(folder) as new:
             checkpoint_folder.write(new, weights, card)
-            files.write(new / "figures.json", files.pretty_json(figures))
+            files.write(new / "figures.json", files.pretty_json(scores))
             files.write_sums(new)

@@ -287,24 +287,22 @@ class ScoringSpec:
         title: Title of the model card.
         by: Name of the figure that selects `checkpoint-best`; greater is better.
         scored: Samples that are scored.
-        figures: Computes the figures of samples; its second argument says whether to include those that take long and
-            what is known of each sample (`training_distance.SAMPLES`).
+        compute_scores: Computes the scores of samples; its second argument says whether to include those that take
+            long and what is known of each sample (`training_distance.SAMPLES`).
         source: Training samples, whose distance to the scored ones is measured; None to measure none.
     """
 
     title: str
     by: str
     scored: HeldOut
-    figures: Callable[[loader.Samples, bool], dict[str, Any]]
+    compute_scores: Callable[[loader.Samples, bool], dict[str, Any]]
     source: loader.Samples | None = None
 
     def conclude(self, out: Path) -> dict[str, Any]:
         """Score the test samples, store them with their distance to training samples, and return all figures."""
         test = self.scored.test
-        figures = self.figures(test, True)
-        return (
-            figures if self.source is None else training_distance.conclude(out, figures, self.source, test, by=self.by)
-        )
+        scores = self.compute_scores(test, True)
+        return scores if self.source is None else training_distance.conclude(out, scores, self.source, test, by=self.by)
 
 
 def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
@@ -320,10 +318,10 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
-        figures = _numbers(scoring.figures(scoring.scored.test, False))
+        scores = _numbers(scoring.compute_scores(scoring.scored.test, False))
         if distributed.is_main_process():
             logger.info("split '%s':", scoring.scored.test.split)
-            print(json.dumps(figures))
+            print(json.dumps(scores))
         return ExitCode.DONE
     with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         return _train(setup.recipe, task, scoring, paths)
@@ -366,9 +364,9 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
             # The last step is scored below, with the figures that take long, unless on other samples.
             if scored.val is not None and due and not (last and scored.val is scored.test):
                 log.settle()
-                figures = _numbers(scoring.figures(scored.val, False))
-                log.write(done - 1, {"epoch": epoch, **figures})
-                best.keep(task.model, task.card, figures)
+                scores = _numbers(scoring.compute_scores(scored.val, False))
+                log.write(done - 1, {"epoch": epoch, **scores})
+                best.keep(task.model, task.card, scores)
 
         def report(step: loop.Step) -> None:
             log.step(step, every=recipe.training.log_every, last=step.index + 1 == task.total, speed=task.meter.read)
@@ -379,11 +377,11 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         training.run(task, first, paths, report, log.settle, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
-    figures = scoring.conclude(paths.out)
+    scores = scoring.conclude(paths.out)
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
-        best.keep(task.model, task.card, _numbers(figures))
+        best.keep(task.model, task.card, _numbers(scores))
     steps = run_folder.read_progress(paths.out).steps
-    results = {"steps": steps, **about, **figures, **beside}
+    results = {"steps": steps, **about, **scores, **beside}
     if every and scored.val is not None and distributed.is_main_process():
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
@@ -410,5 +408,5 @@ def _beside(paths: RunPaths, about: dict[str, Any], by: str) -> dict[str, Any]:
     return {} if paths.beside is None else other_split.read(paths.beside, about, by)
 
 
-def _numbers(figures: dict[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in figures.items() if isinstance(value, float)}
+def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if isinstance(value, float)}

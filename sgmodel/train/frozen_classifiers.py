@@ -27,8 +27,8 @@ def cosine_votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: in
         neighbours: Number of training samples that vote.
     """
     bank, result = functional.normalize(bank, dim=1), []
-    for part in torch.split(functional.normalize(features, dim=1), CHUNK):
-        near, which = (part @ bank.T).topk(min(neighbours, len(bank)), dim=1)
+    for chunk in torch.split(functional.normalize(features, dim=1), CHUNK):
+        near, which = (chunk @ bank.T).topk(min(neighbours, len(bank)), dim=1)
         weight = (near / 0.07).softmax(dim=1)
         result.append((weight[:, :, None] * targets[which]).sum(dim=1))
     return torch.cat(result)
@@ -47,8 +47,8 @@ def equal_votes(features: Tensor, bank: Tensor, targets: Tensor, neighbours: int
     """
     features, bank = standardised(features, bank)
     squares, result = bank.square().sum(dim=1), []
-    for part in torch.split(features, CHUNK):
-        which = (squares - 2 * part @ bank.T).topk(min(neighbours, len(bank)), dim=1, largest=False).indices
+    for chunk in torch.split(features, CHUNK):
+        which = (squares - 2 * chunk @ bank.T).topk(min(neighbours, len(bank)), dim=1, largest=False).indices
         result.append(targets[which].mean(dim=1))
     return torch.cat(result)
 

@@ -90,8 +90,8 @@ def constant(counts: Tensor, label: int) -> Tensor:
 
 def mean(values: tuple[float | None, ...]) -> float:
     """Return the mean of the values that are not None; 0 if there are none."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else 0.0
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else 0.0
 
 
 def _shares(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:

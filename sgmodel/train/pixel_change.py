@@ -187,6 +187,6 @@ def _best(scores: Array, changed: Array, thresholds: Array) -> float:
     hits = np.concatenate([[0], np.cumsum(changed[order])])
     # Pixels below each threshold, by a search in the sorted scores.
     below = np.searchsorted(scores[order], thresholds)
-    found = hits[-1] - hits[below]
-    f1 = 2 * found / np.maximum(len(scores) - below + hits[-1], 1)
+    detected = hits[-1] - hits[below]
+    f1 = 2 * detected / np.maximum(len(scores) - below + hits[-1], 1)
     return float(thresholds[np.argmax(f1)])

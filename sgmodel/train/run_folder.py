@@ -375,15 +375,15 @@ class Log:
             self.write(step.index, {**figures.terms, "lr": step.lr, **norm})
             self.write_times(step.index, times)
 
-    def write(self, step: int, figures: dict[str, float]) -> None:
+    def write(self, step: int, scores: dict[str, float]) -> None:
         """Log figures that depend on recipe and data only. Raises SourceError if one is not finite."""
-        self.check(step, figures)
+        self.check(step, scores)
         if self.lead:
-            self._append(self.metrics, step, figures)
+            self._append(self.metrics, step, scores)
 
-    def check(self, step: int, figures: dict[str, float]) -> None:
+    def check(self, step: int, scores: dict[str, float]) -> None:
         """Raise SourceError if a figure is not finite."""
-        not_finite = {name: value for name, value in figures.items() if not math.isfinite(value)}
+        not_finite = {name: value for name, value in scores.items() if not math.isfinite(value)}
         if not_finite:
             raise SourceError(f"step {step}: {not_finite} not finite; find damaged samples with sgdata audit SHARDS")
 
@@ -392,11 +392,11 @@ class Log:
         if self.lead:
             self._append(self.timings, step, seconds)
 
-    def _append(self, handle: TextIO, step: int, figures: Mapping[str, float | None]) -> None:
+    def _append(self, handle: TextIO, step: int, values: Mapping[str, float | None]) -> None:
         with files.writing(Path(handle.name)):
-            handle.write(_line(step, figures))
+            handle.write(_line(step, values))
             handle.flush()
-            for name, value in figures.items():
+            for name, value in values.items():
                 if value is not None:
                     self.board.add_scalar(name, value, step)
 
@@ -413,8 +413,8 @@ class Log:
                 self.board.close()
 
 
-def _line(step: int, figures: Mapping[str, float | None]) -> str:
-    return json.dumps({"step": step, **figures}, allow_nan=False) + "\n"
+def _line(step: int, values: Mapping[str, float | None]) -> str:
+    return json.dumps({"step": step, **values}, allow_nan=False) + "\n"
 
 
 def _cut(path: Path, first: int) -> list[dict[str, Any]]:

@@ -68,7 +68,7 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
     """Return the model card in Markdown, which has no times, so that equal runs have equal cards."""
     contract = card.contract
     assert contract is not None
-    figures = [
+    score_rows = [
         f"| {escape(name)} | {value:.6g} |" for name, value in sorted(results.items()) if isinstance(value, int | float)
     ]
     bands = " ".join(band.name for band in contract.bands)
@@ -93,7 +93,7 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
             "",
             "| figure | value |",
             "| --- | --- |",
-            *figures,
+            *score_rows,
             "",
             *_by_distance(results),
             *_beside(results),

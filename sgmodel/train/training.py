@@ -162,8 +162,8 @@ def stored_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "ima
         images = upsample.image(batch.arrays, batch.valid_size, setup.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
-    known = normalise.mask_nodata(images, setup.stored.nodata)
-    return known if setup.band_indices is None else band_selection.select(known, setup.band_indices)
+    masked = normalise.mask_nodata(images, setup.stored.nodata)
+    return masked if setup.band_indices is None else band_selection.select(masked, setup.band_indices)
 
 
 def labels(setup: TrainingSetup[R], batch: loader.Batch) -> Tensor:

@@ -129,7 +129,7 @@ def _known(image: Tensor, contract: Contract) -> Tensor:
 
 
 def conclude(
-    out: Path, figures: dict[str, Any], source: loader.Samples, held_out: loader.Samples, *, by: str
+    out: Path, scores: dict[str, Any], source: loader.Samples, held_out: loader.Samples, *, by: str
 ) -> dict[str, Any]:
     """Write `scored.parquet` and return the figures with those by distance, without the scored samples.
 
@@ -137,7 +137,7 @@ def conclude(
 
     Args:
         out: Folder of the run.
-        figures: Figures of the program, with `SAMPLES`.
+        scores: Figures of the program, with `SAMPLES`.
         source: Training samples.
         held_out: Scored samples.
         by: Name of the main figure.
@@ -145,8 +145,8 @@ def conclude(
     Raises:
         OutputError: The file cannot be written.
     """
-    scored: ScoredSamples = figures[SAMPLES]
-    left = {name: value for name, value in figures.items() if name != SAMPLES}
+    scored: ScoredSamples = scores[SAMPLES]
+    left = {name: value for name, value in scores.items() if name != SAMPLES}
     if not distributed.is_main_process():
         return left
     near = measure(source, held_out)
