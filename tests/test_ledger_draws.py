@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -82,7 +83,10 @@ def test_a_row_over_draws_has_a_run_and_a_value_for_each(paths: LedgerPaths) -> 
     assert "| knn | 0.900" in text and "-0.180 |" in text
     assert "## blocks: by distance to the nearest training sample" in text
     assert "n 30" in text
-    assert "by distance" in (paths.out / "page" / "index.html").read_text()
+    page = (paths.out / "page" / "index.html").read_text()
+    for title in ("blocks: beside lists", "blocks: by distance to the nearest training sample"):
+        # Across the page: half of it would cut the last columns off.
+        assert re.search(f'class="wide"><h2>{title}', page)
 
 
 def test_a_row_needs_every_draw(paths: LedgerPaths) -> None:

@@ -100,12 +100,14 @@ class Table:
         columns: heads of the columns.
         rows: a text per column.
         caption: text below.
+        wide: whether it takes the whole width, as tables of five or more columns do.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+    wide: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

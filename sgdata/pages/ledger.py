@@ -108,7 +108,7 @@ def _beside(table: dict[str, Any], other: dict[str, Any] | None) -> list[html.Ta
         for row, there in pairs
     )
     columns = ("model", f"{metric}: {other['name']}", f"{metric}: {table['name']}", "difference")
-    return [html.Table(title=f"{table['name']}: beside {other['name']}", columns=columns, rows=rows)]
+    return [html.Table(title=f"{table['name']}: beside {other['name']}", columns=columns, rows=rows, wide=True)]
 
 
 def _difference(row: dict[str, Any], other: dict[str, Any], metric: str) -> str:
@@ -128,7 +128,7 @@ def _by_distance(table: dict[str, Any]) -> list[html.Table]:
         if cells
     )
     title = f"{table['name']}: by distance to the nearest training sample"
-    return [html.Table(title=title, columns=("model", *bands), rows=rows)]
+    return [html.Table(title=title, columns=("model", *bands), rows=rows, wide=True)]
 
 
 def _protocols(table: dict[str, Any]) -> html.Table:
