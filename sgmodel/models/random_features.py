@@ -56,7 +56,7 @@ class RandomFeatures(Backbone):
     def pooled(self, images: Tensor) -> Tensor:
         """Return the features (N, width) of images (N, C, H, W), normalised and no smaller than a kernel."""
         # A few images at a time: their responses stay in the cache, which takes a third of the time on a CPU.
-        return torch.cat([self._pooled(part) for part in images.split(AT_ONCE)])
+        return torch.cat([self._pooled(part) for part in torch.split(images, AT_ONCE)])
 
     def _pooled(self, images: Tensor) -> Tensor:
         response = self.kernels(images)
