@@ -572,7 +572,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], None], str]] = {
     "dates of another day": (
         "oscd",
         lambda s: next(s.rglob("bercy/dates.txt")).write_text("date_1: 20161130\ndate_2: 20170830\n"),  # type: ignore[arg-type,return-value]
-        "dates.txt says date_after 2017-08-30, published is 20170829",
+        "dates.txt says date_after 2017-08-30, expected 20170829 as published",
     ),
     "a pair of unequal size": (
         "oscd",

@@ -211,7 +211,7 @@ def test_options_of_the_command_choose_edition_labels_and_splits(tmp_path: Path)
     done = CliRunner().invoke(cli.app, [*command, *chosen])
     assert done.exit_code == ExitCode.FINDINGS
     assert "1 files or samples in" in done.output
-    assert list(reasons(tmp_path / "out").values()) == ["band B8A is missing"]
+    assert list(reasons(tmp_path / "out").values()) == ["band B8A is missing, expected one file a band"]
 
 
 @pytest.mark.slow

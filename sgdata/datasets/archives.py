@@ -290,7 +290,9 @@ def _checked(member: SourceMember, read: Callable[[], bytes]) -> bytes:
     try:
         content = read()
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise SourceError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise SourceError(
+            f"cannot be read: {getattr(error, 'strerror', None) or error}; check the file and its disk"
+        ) from None
     except Exception as error:  # zlib.error, lzma.LZMAError and other errors of decompressors
         raise SourceError(f"cannot be decompressed: {type(error).__name__}: {error}") from None
     if len(content) != member.size:

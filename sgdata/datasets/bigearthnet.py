@@ -108,7 +108,7 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
     members = {member.name.rpartition(f"/{ref.key}_")[2]: member for member in ref.members}
     missing = [band.name for band in contract.bands if f"{band.name}.tif" not in members]
     if missing:
-        raise SourceError(f"band {', '.join(missing)} is missing")
+        raise SourceError(f"band {', '.join(missing)} is missing, expected one file a band")
     groups: dict[str, list[Array]] = {}
     corners = set()
     meta: dict[str, Any] = {}
@@ -161,6 +161,6 @@ def _labels(names: list[str], index: Mapping[str, int | None]) -> dict[str, Any]
         return {}
     unknown = [name for name in names if name not in index]
     if unknown:
-        raise SourceError(f"labels {unknown!r:.120} are not in the label space of {len(index)} names")
+        raise SourceError(f"labels {unknown!r:.120} are not in the label space, expected its {len(index)} names")
     ids = {index[name] for name in names} - {None}
     return {"labels": sorted(ids), "label_names": list(names)}

@@ -128,7 +128,7 @@ def double_dn(pixels: Array) -> Array:
     """
     # NaN would fail the comparisons below with a misleading message.
     if not np.isfinite(pixels).all():
-        raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values")
+        raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(pixels))} NaN or infinite values, expected none")
     twice = pixels.astype(np.float64) * DOUBLED
     if twice.min(initial=0) >= 0 and twice.max(initial=0) <= 65_535 and np.array_equal(twice, np.rint(twice)):
         return twice.astype(np.uint16)

@@ -72,7 +72,7 @@ def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
     for name, number in (("date", 1), ("date_after", 2)):
         day = fact[f"date_{number}"]
         if sample.meta.get(name) not in (None, f"{day[:4]}-{day[4:6]}-{day[6:]}"):
-            raise SourceError(f"dates.txt says {name} {sample.meta[name]}, published is {day}: pixels of another day?")
+            raise SourceError(f"dates.txt says {name} {sample.meta[name]}, expected {day} as published: another day?")
     return sample
 
 
@@ -98,7 +98,7 @@ def _stack(folder: str, members: Mapping[str, SourceMember], content: archives.C
     for band in contract.bands:
         member = members.get(f"{folder}/{band.name}.tif")
         if member is None:
-            raise SourceError(f"{folder}/{band.name}.tif is missing")
+            raise SourceError(f"{folder}/{band.name}.tif is missing, expected one file a band")
         pixels = small_tiff.read(content(member)).pixels
         if len(pixels) != 1 or pixels.dtype != np.uint16 or (planes and pixels[0].shape != planes[0].shape):
             expected = planes[0].shape if planes else "(1, H, W)"
@@ -120,7 +120,7 @@ def _change(city: str, members: Mapping[str, SourceMember], content: archives.Co
         # Its mode may be L, RGB or RGBA.
         maps.append(_from_png(content(members["cm/cm.png"])))
     if not maps:
-        raise SourceError(f"no change map cm/cm.png or cm/{city}-cm.tif")
+        raise SourceError(f"no change map, expected cm/cm.png or cm/{city}-cm.tif")
     first: Array = maps[0]
     if any(not np.array_equal(first, other) for other in maps[1:]):
         raise SourceError("change maps cm.png and cm.tif differ")
@@ -133,7 +133,7 @@ def _from_png(content: bytes) -> Array:
     # Checked before Pillow decodes: width and height are first in the first chunk (PNG 1.2, clause 11.2.2).
     width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
     if width * height > _LARGEST_PNG:
-        raise SourceError(f"cm.png claims {width} x {height} pixels, at most {_LARGEST_PNG} are read")
+        raise SourceError(f"cm.png claims {width} x {height} pixels, expected {_LARGEST_PNG} at most")
     try:
         with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
             values = np.asarray(picture.convert("L"))

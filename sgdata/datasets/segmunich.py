@@ -164,6 +164,8 @@ def _read_released(ref: SampleRef, content: archives.Content, shape: tuple[int, 
     if codes.shape != (1, 128, 128) or codes.dtype.kind not in "ui":
         raise SourceError(f"label is {codes.dtype} {codes.shape}, expected whole numbers (1, 128, 128)")
     if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
-        raise SourceError(f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes")
+        raise SourceError(
+            f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes, expected those alone"
+        )
     arrays = {"image": whole, "mask": index[codes[0]].astype(np.uint8)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "source_id": ref.members[0].name})

@@ -101,7 +101,7 @@ def _check_grids(rasters: Sequence[Any], names: Sequence[str]) -> None:
     for raster, name in zip(rasters, names, strict=True):
         if differ := grids.find_differences(geotiff.read_header(raster).grid, first):
             place = f"{raster.shape} at {raster.transform[2]:g}, {raster.transform[5]:g}"
-            raise SourceError(f"{name}: {place} is another grid than that of {names[0]}: {'; '.join(differ)}")
+            raise SourceError(f"{name}: {place} is another grid than that of {names[0]}: {'; '.join(differ)}; warp one")
 
 
 def read_image(raster: Any, ref: SampleRef, contract: Contract) -> Array:
@@ -123,7 +123,7 @@ def read_image(raster: Any, ref: SampleRef, contract: Contract) -> Array:
         own = f", which it names {' '.join(described)}" if described else ""
         raise SourceError(f"{_name(raster)}: has {count} bands{own}, expected {' '.join(names) or 'names of them'}")
     if absent := [band.name for band in contract.bands if band.name not in names]:
-        raise SourceError(f"{_name(raster)}: has no band {' '.join(absent)}; its bands are {' '.join(names)}")
+        raise SourceError(f"{_name(raster)}: has no band {' '.join(absent)}; expected some of {' '.join(names)}")
     grid = geotiff.read_header(raster).grid
     ground, expected = grids.ground_size_m(grid), contract.pixel_m
     if not math.isclose(ground, expected, rel_tol=grids.SAME_SIZE):

@@ -303,7 +303,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
 def _check(sample: Sample, contract: Contract) -> None:
     """Raise SourceError if a sample does not satisfy the contract."""
     if not safe_names.KEY.fullmatch(sample.key):
-        raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard: {safe_names.KEY.pattern}")
+        raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard, expected {safe_names.KEY.pattern}")
     images = {name: array for name, array in sample.arrays.items() if name.startswith("image")}
     sizes = {array.shape[-2:] for array in sample.arrays.values() if array.ndim in (2, 3)}
     if len(sizes) != 1:
@@ -313,15 +313,19 @@ def _check(sample: Sample, contract: Contract) -> None:
             raise SourceError(f"{name} is {image.shape}, expected {len(contract.bands)} bands and at least 1 x 1")
         # NaN survives a cast to uint16 as some number, and normalisation would spread it over the patch.
         if image.dtype.kind == "f" and not np.isfinite(image).all():
-            raise SourceError(f"{name} holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
+            raise SourceError(
+                f"{name} holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values, expected none"
+            )
         if not image.any():
-            raise SourceError(f"{name} is zero everywhere")
+            raise SourceError(f"{name} is zero everywhere, expected an image")
     allowed = {*contract.label_space.ids, contract.label_space.ignore}
     labels = set(sample.meta.get("labels", ()))
     if "mask" in sample.arrays:
         labels |= set(np.unique(sample.arrays["mask"]).tolist())
     if labels - allowed:
-        raise SourceError(f"labels {sorted(labels - allowed)} are not in the label space '{contract.label_space.name}'")
+        raise SourceError(
+            f"labels {sorted(labels - allowed)} are not in the label space '{contract.label_space.name}': correct them"
+        )
 
 
 def _write_journal(task: tasks.ShardTask, packed: PackedShard) -> None:

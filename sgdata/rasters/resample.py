@@ -101,7 +101,7 @@ def resample_groups(sample: Sample, contract: Contract, kernel: Kernel) -> Sampl
         filled += at
     # One group for each gsd of the contract, or a plane would hold whatever lay in memory.
     if sorted(filled) != list(range(len(names))):
-        raise SourceError(f"groups {sorted(groups)} hold {len(filled)} of {len(names)} bands")
+        raise SourceError(f"groups {sorted(groups)} hold {len(filled)} of {len(names)} bands, expected all")
     rest = {name: array for name, array in sample.arrays.items() if name not in groups}
     return replace(sample, arrays={"image": image, **rest})
 

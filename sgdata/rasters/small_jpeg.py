@@ -40,7 +40,7 @@ def read(content: bytes) -> Array:
     except UnidentifiedImageError:  # whose text has an address in memory
         raise SourceError("is no JPEG") from None
     except Exception as error:  # what Pillow's parsers happen to raise: OSError, SyntaxError, struct.error, ...
-        raise SourceError(f"is no JPEG that can be read: {error!s:.120}") from None
+        raise SourceError(f"is no JPEG that can be read: {error!s:.120}; fetch or write it again") from None
     return np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
 
 
@@ -56,4 +56,4 @@ def _require_undamaged(content: bytes) -> None:
             with file.open(driver="JPEG") as dataset:
                 dataset.read()
         except RasterioIOError as error:
-            raise SourceError(f"JPEG is damaged: {error.__cause__ or error}") from None
+            raise SourceError(f"JPEG is damaged: {error.__cause__ or error}; fetch or write it again") from None

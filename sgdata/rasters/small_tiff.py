@@ -81,7 +81,9 @@ def read(content: bytes) -> TiffImage:
     except SourceError:
         raise
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
-        raise SourceError(f"not a readable TIFF: {type(error).__name__}: {error!s:.120}") from None
+        raise SourceError(
+            f"not a readable TIFF: {type(error).__name__}: {error!s:.120}; fetch or write it again"
+        ) from None
     return TiffImage(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
 
 
@@ -125,7 +127,10 @@ def _check_declared(series: Any, size: int) -> None:
         IMAGE_VALUES.check(math.prod(page.chunks), f"TIFF claims strips of {page.chunks}")
         stored += sum(page.databytecounts)
     if stored > size:
-        raise SourceError(f"TIFF claims {stored} stored bytes in a file of {size}: its strips overlap or are cut short")
+        raise SourceError(
+            f"TIFF claims {stored} stored bytes in a file of {size}: its strips overlap or are cut short; "
+            "fetch or write it again"
+        )
 
 
 def _plain(content: bytes) -> TiffImage | None:
@@ -248,7 +253,7 @@ def _to_wgs84(epsg: int) -> Any:
     try:
         return Transformer.from_crs(epsg, 4326, always_xy=True)
     except ProjError:
-        raise SourceError(f"image names EPSG:{epsg}, which is no known CRS") from None
+        raise SourceError(f"image names EPSG:{epsg}, which is no known CRS; write it with another") from None
 
 
 def place_metadata(picture: TiffImage) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
         SourceError: The format does not store the dtype.
     """
     if array.dtype.name not in STORED:
-        raise SourceError(f"array of dtype {array.dtype}: shards store {', '.join(STORED)}")
+        raise SourceError(f"array of dtype {array.dtype}, expected one of {', '.join(STORED)}")
     stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
     if codec == "npy":
         # Version 1.0 explicitly: the default depends on the installed NumPy.
@@ -154,7 +154,7 @@ def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
         SourceError: Unsupported dtype, or an array with more bytes than compression could explain.
     """
     if dtype not in STORED:
-        raise SourceError(f"dtype {dtype!r:.40}: shards store {', '.join(STORED)}")
+        raise SourceError(f"dtype {dtype!r:.40}, expected one of {', '.join(STORED)}")
     stored = math.prod(shape) * np.dtype(dtype).itemsize
     if min(shape, default=0) < 1 or stored > LARGEST_RATIO * size:
-        raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes")
+        raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes; pack again")

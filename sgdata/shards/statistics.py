@@ -55,7 +55,7 @@ def _bins(image: Array) -> Array:
     if image.dtype.kind == "u" and image.dtype.itemsize <= 2:
         return image
     if not np.isfinite(image).all():
-        raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values")
+        raise SourceError(f"image holds {np.count_nonzero(~np.isfinite(image))} NaN or infinite values, expected none")
     # Ties upwards, not to even, as in resampling.
     return np.clip(np.floor(image + 0.5), 0, BINS - 1).astype(np.uint16)
 

@@ -53,7 +53,9 @@ def decode_member(key: str, data: bytes) -> Array | None:
         dtype = data[size + 4 * axes : -1].decode("ascii")
         name = {stored: name for name, stored in array_codec.STORED.items()}[dtype]
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise SourceError(f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}") from None
+        raise SourceError(
+            f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}; run sgdata verify"
+        ) from None
     if math.prod(shape) * np.dtype(dtype).itemsize != struct.unpack_from("<I", data, 4)[0]:
         raise SourceError(f"member {key}: its chunk does not hold {dtype} {shape}; run sgdata verify")
     return array_codec.decode(data[:size], shape, name, "blosc")
