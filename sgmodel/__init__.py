@@ -5,11 +5,16 @@ Every command of `sgmodel` is a function of the same name and arguments: `sgmode
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
+
+# Read when torch is loaded. Threads that wait for others in every operator otherwise spin, and where other processes
+# have their cores, spinning took more CPU seconds than the step.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Public name: command.
 _COMMANDS = {

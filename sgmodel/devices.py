@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import platform
 import re
@@ -72,6 +73,24 @@ def setup_device(device: str, *, precision: Precision, threads: int) -> Launch:
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     return Launch(device=chosen, precision=precision)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def keep_freed_memory() -> bool:
+    """Make the C library keep freed memory for later allocations of this process.
+
+    It otherwise returns each large block to the system, which clears its pages again at the next allocation: in steps
+    of a training on a CPU, which allocate the same blocks each time, an eighth of the time.
+
+    Returns:
+        Whether the C library can: glibc on Linux.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
 class Peak(NamedTuple):

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from sgdata.errors import SettingError
 from sgmodel import commands
 from sgmodel.ledger import sizes
-from sgmodel.models import mae, memory, specs, transformer
+from sgmodel.models import linear, mae, memory, specs, transformer
 
 HALVES = [None, torch.bfloat16]
 TASKS = {
@@ -38,9 +38,10 @@ def loss(model: nn.Module, batch: int) -> Tensor:
 
 
 @contextlib.contextmanager
-def fused_attention(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let attention in 16 bits be the fused one, as on a GPU, and not the one written for CPUs."""
+def kernels_of_gpus(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let attention and linear layers in 16 bits be torch's own, as on a GPU, and not those written for CPUs."""
     with patch.context() as context:
+        context.setattr(linear, "_is_half_on_cpu", lambda x: False)
         context.setattr(transformer, "attend", functional.scaled_dot_product_attention)
         yield
 
@@ -67,7 +68,7 @@ def test_what_is_kept_for_the_backward_pass_is_that_of_a_real_step(
 
         autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=half is not None)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
-        with fused_attention(monkeypatch), autocast, hooks:
+        with kernels_of_gpus(monkeypatch), autocast, hooks:
             loss(real, batch)
         measured = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
         # Convolutions of a CPU keep their input in another layout, so that one or the other is counted twice.

@@ -14,7 +14,7 @@ Shape suffixes: N images, L tokens, D width, A attention heads, E width of one h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
+
+from sgmodel.models import linear
 
 LAYER_NORM_EPS = 1e-6
 SHORT = 256
@@ -43,18 +45,9 @@ class Attention(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Transform tokens (N, L, D)."""
-        out: Tensor = self.proj(attend(*self._project_qkv(x_NLD)).transpose(1, 2).flatten(2))
-        return out
-
-    def _project_qkv(self, x_NLD: Tensor) -> Sequence[Tensor]:
-        """Return queries, keys and values, (N, A, L, E) each."""
-        layers = (self.q, self.k, self.v)
-        if any(type(layer) is not nn.Linear for layer in layers):  # an adapter such as LoRA, or another number format
-            return [layer(x_NLD).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers]
-        # One product instead of three, whose gradients would be added up in memory.
-        weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
-        out_NL3D = functional.linear(x_NLD, weight, bias)
-        return out_NL3D.reshape(*x_NLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        out_NL3D = linear.project(x_NLD, self.q, self.k, self.v)
+        q, k, v = out_NL3D.reshape(*x_NLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
+        return linear.project(attend(q, k, v).transpose(1, 2).flatten(2), self.proj)
 
 
 class Mlp(nn.Module):
@@ -67,8 +60,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Transform tokens (N, L, D)."""
-        out: Tensor = self.fc2(functional.gelu(self.fc1(x_NLD)))
-        return out
+        return linear.project(functional.gelu(linear.project(x_NLD, self.fc1)), self.fc2)
 
 
 class Block(nn.Module):

@@ -140,13 +140,16 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
     # First, since dropped spectral groups change the bands and the number of tokens.
     own: Any = band_selection.resolve(recipe, stored)
     contract = band_selection.narrow(stored, own.bands, own.normalise.missing)
+    launch = devices.setup_device(paths.device, precision=own.training.precision, threads=paths.threads)
+    if launch.device.type == "cpu":
+        devices.keep_freed_memory()
     return TrainingSetup(
         recipe=own,
         stored=stored,
         contract=contract,
         band_indices=band_selection.find_indices(stored, own.bands, own.normalise.missing),
         normalisation=normalise.resolve(own.normalise, contract),
-        launch=devices.setup_device(paths.device, precision=own.training.precision, threads=paths.threads),
+        launch=launch,
     )
 
 

@@ -7,12 +7,14 @@ of a process warms up.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import sys
 import time
 from typing import Any
 
-import torch
+importlib.import_module("sgmodel")  # before torch, whose threads it sets
+torch: Any = importlib.import_module("torch")
 
 BATCH, RATIO = 8, 0.9
 
@@ -31,8 +33,10 @@ def main() -> None:
     torch.set_num_threads(parser.parse_args().threads)
     # As training does.
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.manual_seed(0)
+    with contextlib.suppress(ImportError, AttributeError):
+        importlib.import_module("sgmodel.devices").keep_freed_memory()
     encoder, mae = load("encoder"), load("mae")
     model = mae.MaskedAutoencoder(encoder.Encoder(encoder.base()))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
