@@ -10,9 +10,9 @@ class Limit:
     """The most that is accepted of one quantity.
 
     Attributes:
-        most: largest accepted value.
-        unit: what is counted.
-        reason: why legitimate data stay below it.
+        most: Largest accepted value.
+        unit: What is counted.
+        reason: Why legitimate data stay below it.
     """
 
     most: int

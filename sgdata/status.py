@@ -20,7 +20,7 @@ class Status:
     Attributes:
         folder: The folder.
         kind: Kind of output, such as "a build"; "" if none of its files say.
-        state: finished (with SHA256SUMS), running, or stopped before it was finished.
+        state: Finished (with SHA256SUMS), running, or stopped before it was finished.
         writer: What its process last reported; None if there is none.
         age_s: Seconds since that report.
     """

@@ -46,8 +46,8 @@ class Inspection:
     """Result of comparing an output with its SHA256SUMS.
 
     Attributes:
-        differences: a line per file that is not as it was written.
-        remarks: a line per file of another program, such as statistics of GIS programs, that changes nothing.
+        differences: A line per file that is not as it was written.
+        remarks: A line per file of another program, such as statistics of GIS programs, that changes nothing.
     """
 
     differences: tuple[str, ...]

@@ -42,13 +42,13 @@ class Subject:
     """Data to audit.
 
     Attributes:
-        kind: kind of the data.
-        folder: its folder.
-        recipe: recipe of the shards; None for shards and builds.
-        contract: contract of the pixels and labels.
-        samples: index rows of shards, or references of the dataset reader of `recipe`.
-        unread: keys or files that cannot be read, with the reason.
-        days: days of images and labels, if a lock has them.
+        kind: Kind of the data.
+        folder: Its folder.
+        recipe: Recipe of the shards; None for shards and builds.
+        contract: Contract of the pixels and labels.
+        samples: Index rows of shards, or references of the dataset reader of `recipe`.
+        unread: Keys or files that cannot be read, with the reason.
+        days: Days of images and labels, if a lock has them.
     """
 
     kind: findings.Kind

@@ -29,7 +29,7 @@ class ReleasedWindow:
     """A released window of SegMunich.
 
     Attributes:
-        name: name of its files, without the ending.
+        name: Name of its files, without the ending.
         image: (10, 128, 128) DN.
         labels: (128, 128) train indices; None without a label file.
     """
@@ -47,7 +47,7 @@ class Tally:
         confusion: (13, 14) pixels by released class and class of the build, the last column unmapped.
         shares: (13,) pixels by class of all windows with labels, placed or not.
         bands: (10, 5) sums of released and built values, of their squares and products.
-        pixels: number of compared pixels.
+        pixels: Number of compared pixels.
     """
 
     confusion: Array = field(default_factory=lambda: np.zeros((CLASSES, CLASSES + 1), np.int64))
@@ -60,17 +60,17 @@ def compare(build: Path, released: Path, *, most: int = 200, least: float = LEAS
     """Compare a build with released windows.
 
     Args:
-        build: finished build with the ten released bands.
-        released: archive or folder of the released set, in either form, or one image.
-        most: number of windows to read, spread evenly over the set.
-        least: correlation of details from which a window counts as placed.
+        build: Finished build with the ten released bands.
+        released: Archive or folder of the released set, in either form, or one image.
+        most: Number of windows to read, spread evenly over the set.
+        least: Correlation of details from which a window counts as placed.
 
     Returns:
         A document: number of windows, places, class shares beside the published ones, confusion, band differences.
 
     Raises:
-        SettingError: the build has other bands or labels.
-        SourceError: a file cannot be read, or there are no windows.
+        SettingError: The build has other bands or labels.
+        SourceError: A file cannot be read, or there are no windows.
     """
     names = cards.edition("segmunich", "released").bands
     contract = contracts.read(build)

@@ -22,20 +22,20 @@ class Facts:
     """Facts about one sample.
 
     Attributes:
-        key: key of the sample.
-        split: name of the split.
-        pixels: hash of the pixels.
-        turned: hash of the pixels that is the same for all rotations and mirror images.
-        thumbnail: small image for the comparison with others; empty for an image without structure.
-        footprint: ground of the sample.
+        key: Key of the sample.
+        split: Name of the split.
+        pixels: Hash of the pixels.
+        turned: Hash of the pixels that is the same for all rotations and mirror images.
+        thumbnail: Small image for the comparison with others; empty for an image without structure.
+        footprint: Ground of the sample.
         date: ISO date of the image.
-        classes: pixels per class (or 1 per label), ignored ones included.
-        dark: largest share, over bands, of values under reflectance 0.1.
-        dead: bands of one value.
+        classes: Pixels per class (or 1 per label), ignored ones included.
+        dark: Largest share, over bands, of values under reflectance 0.1.
+        dead: Bands of one value.
         window_hashes: `duplicates.hash_windows` of the sample.
-        nearer: votes on the triples of NEARER (None: undecided).
-        place: place of the sample, "" if it has none.
-        brightness: mean of the valid values.
+        nearer: Votes on the triples of NEARER (None: undecided).
+        place: Place of the sample, "" if it has none.
+        brightness: Mean of the valid values.
     """
 
     key: str
@@ -59,15 +59,15 @@ class Totals:
     """Sums over all samples, (B,) int64 each.
 
     Attributes:
-        count: number of valid values.
-        total: their sum.
-        ones: how many of them are 1.
-        saturated: how many of them are saturated.
-        equal: how many of `pairs` are equal.
-        pairs: number of horizontal neighbours.
+        count: Number of valid values.
+        total: Their sum.
+        ones: How many of them are 1.
+        saturated: How many of them are saturated.
+        equal: How many of `pairs` are equal.
+        pairs: Number of horizontal neighbours.
         leaves: (2,) vegetated pixels by near infrared, and those of them that are greener than red.
-        low: smallest values.
-        high: largest values.
+        low: Smallest values.
+        high: Largest values.
     """
 
     count: Array
@@ -90,9 +90,9 @@ class FootprintGroup:
     """Samples with one footprint and one date.
 
     Attributes:
-        footprint: their ground.
+        footprint: Their ground.
         date: ISO date of their images.
-        keys: their keys.
+        keys: Their keys.
     """
 
     footprint: Footprint
@@ -105,9 +105,9 @@ class Days:
     """Days of images and labels, ISO.
 
     Attributes:
-        first: day of the first image.
-        last: day of the last image.
-        labels: day of the labels.
+        first: Day of the first image.
+        last: Day of the last image.
+        labels: Day of the labels.
     """
 
     first: str
@@ -120,12 +120,12 @@ class AuditEvidence:
     """Input of the checks.
 
     Attributes:
-        kind: what is audited.
-        contract: contract of the dataset.
-        facts: facts of each sample that could be read.
-        totals: sums over all samples.
-        unread: key or file, and reason, of each sample that could not be read.
-        days: days of images and labels; None without a lock.
+        kind: What is audited.
+        contract: Contract of the dataset.
+        facts: Facts of each sample that could be read.
+        totals: Sums over all samples.
+        unread: Key or file, and reason, of each sample that could not be read.
+        days: Days of images and labels; None without a lock.
     """
 
     kind: Kind

@@ -21,11 +21,11 @@ class Check:
     """Result of one check.
 
     Attributes:
-        name: name of the check.
-        state: outcome.
-        message: outcome in words.
-        figures: figures that JSON can hold.
-        where: keys of at most SHOWN samples.
+        name: Name of the check.
+        state: Outcome.
+        message: Outcome in words.
+        figures: Figures that JSON can hold.
+        where: Keys of at most SHOWN samples.
     """
 
     name: str
@@ -41,10 +41,10 @@ class AuditReport:
 
     Attributes:
         subject: `<dataset> <version>`.
-        kind: what was audited.
-        samples: number of samples.
-        checks: results of the checks.
-        findings: number of checks with findings.
+        kind: What was audited.
+        samples: Number of samples.
+        checks: Results of the checks.
+        findings: Number of checks with findings.
     """
 
     subject: str

@@ -23,11 +23,11 @@ class WindowLocation:
     """Place of a window.
 
     Attributes:
-        row: first row in the image.
-        col: first column in the image.
-        turn: index of the copy of `dihedral.symmetric_copies` that matches there.
-        correlation: normalised cross-correlation, mean over the bands.
-        elsewhere: the highest correlation at another place.
+        row: First row in the image.
+        col: First column in the image.
+        turn: Index of the copy of `dihedral.symmetric_copies` that matches there.
+        correlation: Normalised cross-correlation, mean over the bands.
+        elsewhere: The highest correlation at another place.
     """
 
     row: int

@@ -260,14 +260,14 @@ def open_build(folder: Path) -> xarray.Dataset:
     """Open a finished build lazily, with its CRS through rioxarray.
 
     Args:
-        folder: folder made by `sgdata build`.
+        folder: Folder made by `sgdata build`.
 
     Returns:
         `image` (band, y, x) uint16 DN, `labels` and `label_source` (y, x) uint8, `provenance` (band_provenance, y, x)
         uint16; attributes `scale` (reflectance per DN) and `items` (ids of the scenes).
 
     Raises:
-        SourceError: the folder is not a build, or is unfinished.
+        SourceError: The folder is not a build, or is unfinished.
     """
     import rioxarray
     import xarray

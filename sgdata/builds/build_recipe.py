@@ -44,12 +44,12 @@ class SceneSource:
 
     Attributes:
         stac: URL or path of the catalogue.
-        collection: collection of the catalogue.
-        level: product level.
+        collection: Collection of the catalogue.
+        level: Product level.
         tokens: URL of a service that signs the URLs of files; that of Planetary Computer is built in.
-        max_unusable_share: share of the scenes of the needed tiles that a build may do without because their items lack
+        max_unusable_share: Share of the scenes of the needed tiles that a build may do without because their items lack
             what is needed or their files cannot be read; above it the run stops.
-        baselines: processing baselines to use, such as 02.12; of an acquisition that was processed several times the
+        baselines: Processing baselines to use, such as 02.12; of an acquisition that was processed several times the
             first of them is taken. Empty: all, the newest first.
     """
 
@@ -66,8 +66,8 @@ class PatchSettings:
     """Patches cut from the composite.
 
     Attributes:
-        size: side in pixels.
-        stride: step from one patch to the next in pixels.
+        size: Side in pixels.
+        stride: Step from one patch to the next in pixels.
     """
 
     size: int
@@ -79,22 +79,22 @@ class BuildRecipe:
     """All settings that change the pixels and labels of a build (`recipes/build/*.toml`).
 
     Attributes:
-        name: name of the dataset.
-        dates: first and last day of the scenes, YYYY-MM-DD/YYYY-MM-DD.
-        osm_date: day of the OpenStreetMap data.
-        bands: bands of the image, in order.
-        resampling: kernel for bands that are coarser than the grid.
-        composite: composite rule and its settings.
-        area: area to build.
-        source: catalogue, collection and level of the scenes.
-        mask: cloud masks.
-        offset: how offsets are decided.
-        labels: labels from OpenStreetMap.
-        patches: size and stride of patches.
-        split: split of patches into train, val and test.
-        out: default output folder.
-        leave_out: ids of items not to use.
-        place: name of the place, where several are built; part of the keys of patches.
+        name: Name of the dataset.
+        dates: First and last day of the scenes, YYYY-MM-DD/YYYY-MM-DD.
+        osm_date: Day of the OpenStreetMap data.
+        bands: Bands of the image, in order.
+        resampling: Kernel for bands that are coarser than the grid.
+        composite: Composite rule and its settings.
+        area: Area to build.
+        source: Catalogue, collection and level of the scenes.
+        mask: Cloud masks.
+        offset: How offsets are decided.
+        labels: Labels from OpenStreetMap.
+        patches: Size and stride of patches.
+        split: Split of patches into train, val and test.
+        out: Default output folder.
+        leave_out: Ids of items not to use.
+        place: Name of the place, where several are built; part of the keys of patches.
     """
 
     name: str
@@ -125,20 +125,20 @@ class BuildPaths:
     """Paths and machine settings of a build, which do not change its output.
 
     Attributes:
-        out: output folder.
+        out: Output folder.
         stac: URL or path of the catalogue; None for the recipe's.
         osm: 'overpass', URL of such a service, path of a file, 'none' for a build without labels, or a GeoDataFrame
             as `osmnx.features_from_*` returns it.
-        offline: use only the OpenStreetMap responses that an earlier build of `out` stored.
-        raster: raster of codes, for labels.source raster.
-        gap_fill: raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
-        sea: vector file with the polygons of the sea; None to build them from the coastlines of OpenStreetMap.
-        workers: number of processes.
-        cluster: address of a Dask scheduler, used instead of `workers`.
-        scratch: scratch folder to keep; None for one in `out` that is removed when the build is complete.
-        masks: folder of rasters `<item id>.tif` for the mask method external, not 0 where a scene is masked.
-        allow_private_hosts: whether a remote catalogue may name hosts of the local network.
-        tile_px: longest side of a tile of the composite in pixels.
+        offline: Use only the OpenStreetMap responses that an earlier build of `out` stored.
+        raster: Raster of codes, for labels.source raster.
+        gap_fill: Raster of CORINE level 2 codes for ground without OpenStreetMap labels; None to leave it unlabelled.
+        sea: Vector file with the polygons of the sea; None to build them from the coastlines of OpenStreetMap.
+        workers: Number of processes.
+        cluster: Address of a Dask scheduler, used instead of `workers`.
+        scratch: Scratch folder to keep; None for one in `out` that is removed when the build is complete.
+        masks: Folder of rasters `<item id>.tif` for the mask method external, not 0 where a scene is masked.
+        allow_private_hosts: Whether a remote catalogue may name hosts of the local network.
+        tile_px: Longest side of a tile of the composite in pixels.
     """
 
     out: Path
@@ -183,8 +183,8 @@ def recipe_for(
     """Read a build recipe and override some of its settings.
 
     Args:
-        recipe: name of a recipe that comes with the package, path of a TOML file, or a recipe.
-        chosen: settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
+        recipe: Name of a recipe that comes with the package, path of a TOML file, or a recipe.
+        chosen: Settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
             day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is,
             but is refused for an area, which would silently be that of the recipe.
         changes: `a.b=value` texts for any setting, applied last.
@@ -193,7 +193,7 @@ def recipe_for(
         The recipe with all overrides applied.
 
     Raises:
-        SettingError: the recipe does not exist, or a setting is unknown or has a wrong type, or `out` is a URL.
+        SettingError: The recipe does not exist, or a setting is unknown or has a wrong type, or `out` is a URL.
     """
     for key, value in chosen.items():
         if key not in SHORT_NAMES:

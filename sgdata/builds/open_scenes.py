@@ -60,8 +60,8 @@ def open_scenes(
         reads it; attribute `scale` (reflectance per DN). Where granules of one overpass overlap, the first counts.
 
     Raises:
-        SettingError: dask is not installed, a band is not in the recipe, or the lock is malformed.
-        SourceError: the lock is missing, or a mask layer cannot be read.
+        SettingError: Dask is not installed, a band is not in the recipe, or the lock is malformed.
+        SourceError: The lock is missing, or a mask layer cannot be read.
     """
     path = Path(path)
     planned = lock.read(path)

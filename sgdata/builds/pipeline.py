@@ -36,16 +36,16 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     """Search the catalogue and write the lock (state `planned`) into `paths.out`, without reading pixels.
 
     Args:
-        recipe: what to build, from `sgdata.build_recipe`.
-        paths: where to write the lock, and the catalogue if not the recipe's.
+        recipe: What to build, from `sgdata.build_recipe`.
+        paths: Where to write the lock, and the catalogue if not the recipe's.
 
     Returns:
         The lock: the scenes of the area with the offsets to expect, and the scenes left out with the reason.
 
     Raises:
-        SettingError: area or dates are invalid, or no scene can be used.
-        SourceError: more items than the recipe allows lack what is needed.
-        ServiceError: the catalogue cannot be reached.
+        SettingError: Area or dates are invalid, or no scene can be used.
+        SourceError: More items than the recipe allows lack what is needed.
+        ServiceError: The catalogue cannot be reached.
         OutputError: `paths.out` holds a finished build.
     """
     check(recipe)
@@ -122,18 +122,18 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     """Build an area: plan unless `locked`, then fetch, composite, label and cut. A killed run continues.
 
     Args:
-        recipe: what to build, from `sgdata.build_recipe`.
-        paths: where inputs are and where to write.
-        locked: follow this lock (of a plan or a build) instead of searching.
-        exact: refuse any deviation from `locked`, which must be of a finished build.
+        recipe: What to build, from `sgdata.build_recipe`.
+        paths: Where inputs are and where to write.
+        locked: Follow this lock (of a plan or a build) instead of searching.
+        exact: Refuse any deviation from `locked`, which must be of a finished build.
 
     Returns:
         The finished folder, `paths.out`.
 
     Raises:
-        SettingError: a setting or path is invalid.
-        SourceError: an input cannot be read, or is not what its item or the lock says.
-        ServiceError: a service cannot be reached.
+        SettingError: A setting or path is invalid.
+        SourceError: An input cannot be read, or is not what its item or the lock says.
+        ServiceError: A service cannot be reached.
         OutputError: `paths.out` holds another build or cannot be written, or the run deviates from an exact lock.
     """
     check(recipe)

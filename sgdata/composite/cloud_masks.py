@@ -62,10 +62,10 @@ class MaskSettings:
         method: `scl` masks the Sen2Cor classes in `drop`; `probability` masks where the asset `cloud` (0-100) reaches
             `threshold`; `external` masks where a raster of the user is not 0; `none` masks nothing.
         drop: Sen2Cor classes to mask.
-        threshold: cloud probability in per cent from which a pixel is masked.
-        cloud_buffer_m: distance in metres, between pixel centres, around clouds that is masked as well.
-        shadow_buffer_m: the same around cloud shadows.
-        bright_target_filter: apply the bright target filter, which keeps bright roofs that look like clouds; masks of
+        threshold: Cloud probability in per cent from which a pixel is masked.
+        cloud_buffer_m: Distance in metres, between pixel centres, around clouds that is masked as well.
+        shadow_buffer_m: The same around cloud shadows.
+        bright_target_filter: Apply the bright target filter, which keeps bright roofs that look like clouds; masks of
             the method `external` are used as they are.
     """
 
@@ -176,8 +176,8 @@ def expected_by_chance(days: int, cloudy: int) -> float:
     are with a probability of at most (m / k)^k ((n - m) / (n - k))^(n - k).
 
     Args:
-        days: n, at least 1.
-        cloudy: k, 1 to `days`.
+        days: N, at least 1.
+        cloudy: K, 1 to `days`.
     """
     if cloudy == days:
         return float(days * CHANCE ** (1 / days))
@@ -280,9 +280,9 @@ def clear_score(kinds: Array, bright: Array | None, settings: MaskSettings, *, g
     Args:
         kinds: (H, W) uint8 kinds of the date.
         bright: (H, W) uint8 of `bright_targets`, or None.
-        settings: buffers around clouds and shadows.
-        gsd_m: pixel size in metres.
-        reach_m: distance in metres up to which distances to clouds are exact.
+        settings: Buffers around clouds and shadows.
+        gsd_m: Pixel size in metres.
+        reach_m: Distance in metres up to which distances to clouds are exact.
     """
     cloud = kinds == CLOUD
     if bright is not None and bright.any():

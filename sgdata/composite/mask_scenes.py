@@ -24,10 +24,10 @@ class MaskJob:
     """All that decides the clear masks of an area.
 
     Attributes:
-        grid: grid of the mask layers.
-        settings: settings of masks.
-        reach_m: distance in metres up to which the distance to clouds is needed.
-        folder: folder that keeps the masks.
+        grid: Grid of the mask layers.
+        settings: Settings of masks.
+        reach_m: Distance in metres up to which the distance to clouds is needed.
+        folder: Folder that keeps the masks.
     """
 
     grid: Grid
@@ -65,15 +65,15 @@ def add_clear_masks(
     All are on one grid that reaches beyond the area, and are computed in strips with a margin, so that no edge shows.
 
     Args:
-        scenes: staged scenes with at least their mask layers.
-        settings: how clouds are masked; without a mask layer the scenes are returned as they are.
-        area: the grid of the build.
-        reach_m: distance in metres up to which the distance to clouds is needed.
-        folder: where the masks are kept.
+        scenes: Staged scenes with at least their mask layers.
+        settings: How clouds are masked; without a mask layer the scenes are returned as they are.
+        area: The grid of the build.
+        reach_m: Distance in metres up to which the distance to clouds is needed.
+        folder: Where the masks are kept.
         run: `run(task, items)` yields the result of each item.
 
     Raises:
-        SourceError: the pixels of mask layers do not nest.
+        SourceError: The pixels of mask layers do not nest.
     """
     layer = settings.asset
     if layer is None or not scenes:

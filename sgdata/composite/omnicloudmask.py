@@ -43,10 +43,10 @@ def engine(weights: Path | None) -> Callable[[Array], Array]:
     """Return a function that predicts (H, W) uint8 classes from (3, H, W) DN of BANDS.
 
     Args:
-        weights: folder with the files of OmniCloudMask; None to download them at the first scene.
+        weights: Folder with the files of OmniCloudMask; None to download them at the first scene.
 
     Raises:
-        SettingError: the package or, when predicting, the weights cannot be loaded.
+        SettingError: The package or, when predicting, the weights cannot be loaded.
     """
     try:
         import omnicloudmask
@@ -73,15 +73,15 @@ def write(
     """Write `<item id>.tif` into `out` for each item of the lock, unless an earlier run wrote it from the same files.
 
     Args:
-        planned: lock with the items and the grid.
-        out: output folder.
+        planned: Lock with the items and the grid.
+        out: Output folder.
         address: URL or path of the catalogue that hrefs are relative to.
-        predict: function from (3, H, W) DN to classes, as `engine` returns it.
-        allow_private_hosts: whether a remote catalogue may name hosts of the local network.
+        predict: Function from (3, H, W) DN to classes, as `engine` returns it.
+        allow_private_hosts: Whether a remote catalogue may name hosts of the local network.
 
     Raises:
-        SettingError: the lock lacks a band that masks need.
-        SourceError: a file cannot be read.
+        SettingError: The lock lacks a band that masks need.
+        SourceError: A file cannot be read.
     """
     if missing := set(BANDS) - set(planned.items[0].scene.assets):
         raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")

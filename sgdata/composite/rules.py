@@ -37,13 +37,13 @@ class BapSettings:
     `year_factor` and `haze_dn` in the recipes are our choice: FORCE's own could not be confirmed.
 
     Attributes:
-        day_of_year: centre of the Gaussian over the day of year.
-        sigma_days: its standard deviation in days.
-        year: preferred year.
-        year_factor: factor for each year of distance from `year`.
+        day_of_year: Centre of the Gaussian over the day of year.
+        sigma_days: Its standard deviation in days.
+        year: Preferred year.
+        year_factor: Factor for each year of distance from `year`.
         cloud_m: D in metres of the score of the distance d to clouds, 1 / (1 + exp(-10 / D (d - D / 2))).
         haze_dn: H of the haze score 1 / (1 + exp(10 / 200 (HOT - H))), with HOT = B02 - B04 / 2 in DN.
-        weights: weights of day of year, year, cloud distance and haze.
+        weights: Weights of day of year, year, cloud distance and haze.
     """
 
     day_of_year: int
@@ -94,9 +94,9 @@ class CompositeSettings:
     """Settings of the reduction of many dates to one image.
 
     Attributes:
-        method: composite rule, which reduces the dates of a pixel to one value.
-        max_obs: number of scenes to use at most, the clearest together; 0 for all.
-        bap: settings of the rule `bap`.
+        method: Composite rule, which reduces the dates of a pixel to one value.
+        max_obs: Number of scenes to use at most, the clearest together; 0 for all.
+        bap: Settings of the rule `bap`.
     """
 
     method: Method
@@ -122,8 +122,8 @@ class Stack:
         dn: (T, C, H, W) uint16 in the bands of the rule.
         clear_scores: (T, H, W) uint8, as in `clear_score`.
         usable: (T, H, W) bool, True where a date has data and is clear.
-        days: days since 1970.
-        mask_gsd_m: pixel size in which clear scores count distances.
+        days: Days since 1970.
+        mask_gsd_m: Pixel size in which clear scores count distances.
     """
 
     dn: Array
@@ -138,8 +138,8 @@ class CompositeRule:
     """What every composite rule has.
 
     Attributes:
-        help: one line for the command line.
-        needs_mask: the rule weighs the distance to clouds and doubtful pixels; others get the best dates of each pixel.
+        help: One line for the command line.
+        needs_mask: The rule weighs the distance to clouds and doubtful pixels; others get the best dates of each pixel.
         score_range: (256,) least and greatest score of a day by clear score, whatever its pixels are: scenes that
             cannot win are not read. None: every scene can matter.
     """
@@ -154,9 +154,9 @@ class PickRule(CompositeRule):
     """Rule that picks one date per pixel by a few bands; the other bands are read of the chosen dates only.
 
     Attributes:
-        bands: bands that the rule needs.
-        kernel: returns (H, W) uint16 date and score, NO_VALUE where no date is usable.
-        some_bands: whether the rule works with those of its bands that the recipe has.
+        bands: Bands that the rule needs.
+        kernel: Returns (H, W) uint16 date and score, NO_VALUE where no date is usable.
+        some_bands: Whether the rule works with those of its bands that the recipe has.
     """
 
     bands: tuple[str, ...]
@@ -186,8 +186,8 @@ class CombineRule(CompositeRule):
     """Rule that combines the values of all usable dates.
 
     Attributes:
-        kernel: takes (T, C, H, W) DN and (T, H, W) `usable`, returns the (C, H, W) image.
-        per_band: whether each band is reduced alone. Then one band at a time is in memory, and bands repeated by
+        kernel: Takes (T, C, H, W) DN and (T, H, W) `usable`, returns the (C, H, W) image.
+        per_band: Whether each band is reduced alone. Then one band at a time is in memory, and bands repeated by
             nearest neighbour are reduced on their own coarse grid, where the result is the same.
     """
 

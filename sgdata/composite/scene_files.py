@@ -33,16 +33,16 @@ class WindowRequest:
     """One file to stage: the pixels of `asset` over `bounds`.
 
     Attributes:
-        name: scene and band, for messages.
-        asset: the file, and what its item says of it.
+        name: Scene and band, for messages.
+        asset: The file, and what its item says of it.
         crs: CRS of the bounds and of the staged pixels.
-        bounds: west, south, east, north in `crs`.
-        target: path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
-        tokens: service that signs the URL of the file, as in `signing.sign`.
-        margin_m: margin in metres that is read as well, at least MARGIN_PX pixels.
-        kernel: resampling kernel for pixels of another CRS.
-        access: hosts that may be asked; None: those of an address that the user named.
-        headers: folder that keeps the headers of remote files; None to keep none.
+        bounds: West, south, east, north in `crs`.
+        target: Path without its ending: `.bin` is appended for the pixels, `.json` once they are complete.
+        tokens: Service that signs the URL of the file, as in `signing.sign`.
+        margin_m: Margin in metres that is read as well, at least MARGIN_PX pixels.
+        kernel: Resampling kernel for pixels of another CRS.
+        access: Hosts that may be asked; None: those of an address that the user named.
+        headers: Folder that keeps the headers of remote files; None to keep none.
     """
 
     name: str
@@ -62,13 +62,13 @@ class SceneFile:
     """An open file, and the window of it that a request needs.
 
     Attributes:
-        grid: grid of the window.
+        grid: Grid of the window.
         dtype: NumPy type of the values.
-        block: a block of the file in pixels of `grid`, of which the others are multiples; it may begin before the
+        block: A block of the file in pixels of `grid`, of which the others are multiples; it may begin before the
             window. The whole window where pixels are warped.
-        strips: function that yields a part of `grid` from top to bottom in (h, W) strips that end where blocks end.
+        strips: Function that yields a part of `grid` from top to bottom in (h, W) strips that end where blocks end.
             Strips may share memory: copy those that must outlive the next one.
-        identity: identity of the file from before any pixel was read (`sgdata.remote.identity`); "" if a server gives
+        identity: Identity of the file from before any pixel was read (`sgdata.remote.identity`); "" if a server gives
             none.
     """
 
@@ -88,12 +88,12 @@ def find_window(request: WindowRequest, header: Header, *, geographic: bool) -> 
     """Return the grid of the pixels to stage, and their window in the file; None where they must be warped.
 
     Args:
-        request: area, CRS and margin.
-        header: header of the file.
-        geographic: whether the CRS of the file is in degrees.
+        request: Area, CRS and margin.
+        header: Header of the file.
+        geographic: Whether the CRS of the file is in degrees.
 
     Raises:
-        SourceError: pixels are too small or too large.
+        SourceError: Pixels are too small or too large.
     """
     # A mask in degrees is resampled to 10 m, the finest pixels of the sensor.
     gsd = float(MSI.finest_gsd_m) if geographic else header.grid.gsd_m

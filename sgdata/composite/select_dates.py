@@ -26,10 +26,10 @@ def select_dates(
     where it is clear, so the selection is made again when bands are staged, until it has no new scene.
 
     Args:
-        scenes: scenes with their clear scores.
-        settings: how many dates become one.
-        area: the grid of the build.
-        bands: bands of the composite.
+        scenes: Scenes with their clear scores.
+        settings: How many dates become one.
+        area: The grid of the build.
+        bands: Bands of the composite.
     """
     positions = examined_dates(scenes, settings)
     masks = [scene.files[CLEAR_SCORE] for scene in scenes if CLEAR_SCORE in scene.files]

@@ -31,13 +31,13 @@ class Job:
     """Everything that determines the tiles of a composite.
 
     Attributes:
-        grid: grid of the build.
-        bands: bands of the image, in order.
-        kernel: resampling of bands that are coarser than the grid.
-        settings: composite rule and its settings.
-        scenes: staged scenes.
-        folder: folder of finished tiles.
-        examined: positions of the scenes that the rule considers, although it need not read all of them.
+        grid: Grid of the build.
+        bands: Bands of the image, in order.
+        kernel: Resampling of bands that are coarser than the grid.
+        settings: Composite rule and its settings.
+        scenes: Staged scenes.
+        folder: Folder of finished tiles.
+        examined: Positions of the scenes that the rule considers, although it need not read all of them.
     """
 
     grid: Grid

@@ -37,8 +37,8 @@ class MemberListing:
     """Members of a source.
 
     Attributes:
-        members: usable members, sorted by name.
-        rejected: name and reason of each member that cannot be used.
+        members: Usable members, sorted by name.
+        rejected: Name and reason of each member that cannot be used.
     """
 
     members: tuple[SourceMember, ...]

@@ -36,9 +36,9 @@ class PairPaths:
     """Document of a pair of builds; paths are relative to it.
 
     Attributes:
-        before: build of the first date.
-        after: build of the second date.
-        change: raster of the change map.
+        before: Build of the first date.
+        after: Build of the second date.
+        change: Raster of the change map.
     """
 
     before: str

@@ -35,9 +35,9 @@ class ClassTable:
     """Classes of a build.
 
     Attributes:
-        space: label space.
-        rules: tag rules that assign its classes.
-        codes: class ids by the code of the class in other maps.
+        space: Label space.
+        rules: Tag rules that assign its classes.
+        codes: Class ids by the code of the class in other maps.
     """
 
     space: LabelSpace

@@ -25,10 +25,10 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
     Args:
         name: "" for the codes of the class table itself, `corine` (codes of level 3, or grid codes 1 to 44),
             `worldcover`, or the path of a file of tab-separated values with columns `code` and `class`, by name or id.
-        table: the class table.
+        table: The class table.
 
     Raises:
-        SettingError: there is no such table, or a row is wrong.
+        SettingError: There is no such table, or a row is wrong.
     """
     if not name:
         return dict(table.codes)
@@ -95,7 +95,7 @@ def with_streets(labels: Array, source: Array, land: Array, classes: Iterable[in
         labels: (H, W) uint8 painted from OpenStreetMap.
         source: (H, W) uint8, their sources.
         land: (H, W) uint8 classes of the raster.
-        classes: classes of streets.
+        classes: Classes of streets.
     """
     drawn = (source == rasterize.LINE) & np.isin(labels, list(classes))
     of_raster = np.where(land == rasterize.UNMAPPED, 0, rasterize.RASTER).astype(np.uint8)

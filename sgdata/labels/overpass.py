@@ -68,10 +68,10 @@ class Service:
     """Overpass server and its limits.
 
     Attributes:
-        url: address of the interpreter.
-        timeout_s: limit of a query in seconds.
-        maxsize: limit of the memory of a query in bytes.
-        policy: retry policy.
+        url: Address of the interpreter.
+        timeout_s: Limit of a query in seconds.
+        maxsize: Limit of the memory of a query in bytes.
+        policy: Retry policy.
         user_agent: User-Agent header, with a contact.
     """
 
@@ -221,9 +221,9 @@ def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
     """Send a query once.
 
     Raises:
-        TransientError: the server is busy or its answer incomplete; the same query again may succeed.
-        TooLargeError: the server lacks time or memory for the query.
-        ServiceError: any other refusal.
+        TransientError: The server is busy or its answer incomplete; the same query again may succeed.
+        TooLargeError: The server lacks time or memory for the query.
+        ServiceError: Any other refusal.
     """
     import requests
 

@@ -26,10 +26,10 @@ class Picture:
     """An image file next to the page.
 
     Attributes:
-        file: path of the file, relative to the page.
-        title: heading.
-        caption: text below.
-        alt: description in words.
+        file: Path of the file, relative to the page.
+        title: Heading.
+        caption: Text below.
+        alt: Description in words.
     """
 
     file: str
@@ -43,11 +43,11 @@ class Chart:
     """A figure of `pages.charts`.
 
     Attributes:
-        title: heading.
-        figure: figure as JSON.
-        label: description in words.
-        keys: colour and name of each line.
-        caption: text below.
+        title: Heading.
+        figure: Figure as JSON.
+        label: Description in words.
+        keys: Colour and name of each line.
+        caption: Text below.
     """
 
     title: str
@@ -62,10 +62,10 @@ class Bars:
     """Shares between 0 and 1 as bars.
 
     Attributes:
-        title: heading.
-        columns: heads of the columns.
-        bars: name, colour, and a share per column, None where there is no figure.
-        caption: text below.
+        title: Heading.
+        columns: Heads of the columns.
+        bars: Name, colour, and a share per column, None where there is no figure.
+        caption: Text below.
     """
 
     title: str
@@ -79,10 +79,10 @@ class Matrix:
     """A confusion matrix.
 
     Attributes:
-        title: heading.
-        names: names of the classes.
-        counts: a row per true class, a column per predicted one.
-        caption: text below.
+        title: Heading.
+        names: Names of the classes.
+        counts: A row per true class, a column per predicted one.
+        caption: Text below.
     """
 
     title: str
@@ -96,11 +96,11 @@ class Table:
     """A table of texts.
 
     Attributes:
-        title: heading.
-        columns: heads of the columns.
-        rows: a text per column.
-        caption: text below.
-        wide: whether it takes the whole width, as tables of five or more columns do.
+        title: Heading.
+        columns: Heads of the columns.
+        rows: A text per column.
+        caption: Text below.
+        wide: Whether it takes the whole width, as tables of five or more columns do.
     """
 
     title: str
@@ -115,14 +115,14 @@ class Map:
     """Map layers with the values of every pixel.
 
     Attributes:
-        title: heading.
-        figure: chart of the map.
-        spectrum: chart of the values of a pixel.
-        spectrum_keys: colour and name of each line of the spectrum.
-        spec: layers and tiles, read by `page.js`.
-        presets: three bands by name of the preset.
-        keys: colour and name of each value, by layer.
-        caption: text below.
+        title: Heading.
+        figure: Chart of the map.
+        spectrum: Chart of the values of a pixel.
+        spectrum_keys: Colour and name of each line of the spectrum.
+        spec: Layers and tiles, read by `page.js`.
+        presets: Three bands by name of the preset.
+        keys: Colour and name of each value, by layer.
+        caption: Text below.
     """
 
     title: str
@@ -140,9 +140,9 @@ class SampleEntry:
     """One sample.
 
     Attributes:
-        title: heading.
-        pictures: file and description of each picture.
-        values: values by name of the filter.
+        title: Heading.
+        pictures: File and description of each picture.
+        values: Values by name of the filter.
     """
 
     title: str
@@ -155,11 +155,11 @@ class Gallery:
     """Cards that can be filtered by their values.
 
     Attributes:
-        title: heading.
-        cards: cards.
-        filters: names of the filters.
-        caption: text below.
-        keys: colour and name of each class.
+        title: Heading.
+        cards: Cards.
+        filters: Names of the filters.
+        caption: Text below.
+        keys: Colour and name of each class.
     """
 
     title: str

@@ -32,9 +32,9 @@ class Plane:
     """One band of one raster.
 
     Attributes:
-        name: name on the page.
-        path: the raster.
-        band: number of the band, from 1.
+        name: Name on the page.
+        path: The raster.
+        band: Number of the band, from 1.
     """
 
     name: str
@@ -47,9 +47,9 @@ class TilePyramid:
     """Planes as stored in a folder.
 
     Attributes:
-        shape: height and width in pixels.
-        step: the overview has every `step`-th value; where it exceeds 1, tiles have all values.
-        overview: overview by name of the plane.
+        shape: Height and width in pixels.
+        step: The overview has every `step`-th value; where it exceeds 1, tiles have all values.
+        overview: Overview by name of the plane.
     """
 
     shape: tuple[int, int]

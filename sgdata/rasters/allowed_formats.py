@@ -54,7 +54,7 @@ def check_local(path: str, use: Use) -> None:
     """Check a local file before GDAL opens it.
 
     Raises:
-        SourceError: it is a virtual raster that may not be used here, or whose sources may not.
+        SourceError: It is a virtual raster that may not be used here, or whose sources may not.
     """
     file = Path(path)
     mask = file.with_name(f"{file.name}.msk")
@@ -81,14 +81,14 @@ def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
     """Check a VRT that the user named, and its sources, which are checked like files that the user named.
 
     Args:
-        path: the VRT.
+        path: The VRT.
         outer: VRTs that it is a source of.
 
     Returns:
         The sources, and those of the VRTs among them.
 
     Raises:
-        SourceError: an element or source is of another kind, missing, not local, or names itself.
+        SourceError: An element or source is of another kind, missing, not local, or names itself.
     """
     path = path.resolve()
     if path in outer:

@@ -83,15 +83,15 @@ class BlockTable:
     """What is needed to read any window of a file.
 
     Attributes:
-        grid: grid of the file.
+        grid: Grid of the file.
         dtype: NumPy type of the values, with byte order.
-        block: rows and columns of a block; a strip is as wide as the file.
+        block: Rows and columns of a block; a strip is as wide as the file.
         compression: `none`, `deflate`, `lzw` or `zstd`.
-        predicted: whether values are differences along rows (predictor 2).
-        nodata: value of pixels without data; None if there is none.
+        predicted: Whether values are differences along rows (predictor 2).
+        nodata: Value of pixels without data; None if there is none.
         offsets: (rows, columns) of blocks: first byte; 0 where a block is left out, and its pixels are nodata.
         sizes: (rows, columns) of blocks: bytes.
-        strips: whether blocks are strips, of which the last ends with the file's last row.
+        strips: Whether blocks are strips, of which the last ends with the file's last row.
     """
 
     grid: Grid
@@ -109,17 +109,17 @@ def parse(parts: Mapping[int, bytes], size: int, name: str) -> BlockTable:
     """Parse the header of a TIFF.
 
     Args:
-        parts: bytes of the file by where they begin; those at 0 come first.
-        size: bytes of the whole file.
-        name: of the file, for messages.
+        parts: Bytes of the file by where they begin; those at 0 come first.
+        size: Bytes of the whole file.
+        name: Of the file, for messages.
 
     Returns:
         The table of the first image.
 
     Raises:
-        MissingBytesError: more bytes are needed.
-        OtherLayoutError: it is no TIFF, or of a layout for GDAL.
-        SourceError: it declares more than the limits allow.
+        MissingBytesError: More bytes are needed.
+        OtherLayoutError: It is no TIFF, or of a layout for GDAL.
+        SourceError: It declares more than the limits allow.
     """
     source = _Source(parts=parts, size=size)
     order = {b"II": "<", b"MM": ">"}.get(source.take(0, 2))

@@ -20,17 +20,17 @@ class Style:
     """Storage and appearance of an output raster.
 
     Attributes:
-        descriptions: band names, in order.
-        nodata: value of pixels without data; None if there is none.
-        dtype: type of the values.
-        overviews: kernel of the overviews.
-        tags: further tags.
-        classes: name and #rrggbb colour by value: stored as palette, as tags `class_<value>`, as category names in a
+        descriptions: Band names, in order.
+        nodata: Value of pixels without data; None if there is none.
+        dtype: Type of the values.
+        overviews: Kernel of the overviews.
+        tags: Further tags.
+        classes: Name and #rrggbb colour by value: stored as palette, as tags `class_<value>`, as category names in a
             PAM file that GDAL reads and, but for `nodata`, in a style of QGIS.
-        unit: unit of the values after scaling; "" if unknown.
-        scale: factor from stored values to that unit.
-        red_green_blue: positions of the bands to show as red, green and blue, from 0; None for no colours.
-        spectra: centre wavelength and width in nanometres of each band; empty if they are not spectral.
+        unit: Unit of the values after scaling; "" if unknown.
+        scale: Factor from stored values to that unit.
+        red_green_blue: Positions of the bands to show as red, green and blue, from 0; None for no colours.
+        spectra: Centre wavelength and width in nanometres of each band; empty if they are not spectral.
     """
 
     descriptions: tuple[str, ...]

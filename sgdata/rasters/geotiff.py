@@ -56,10 +56,10 @@ class Header:
     """Header of a raster file.
 
     Attributes:
-        grid: grid of the whole file.
-        dtype: type of the values.
-        nodata: value of pixels without data; None if there is none.
-        bands: number of bands.
+        grid: Grid of the whole file.
+        dtype: Type of the values.
+        nodata: Value of pixels without data; None if there is none.
+        bands: Number of bands.
     """
 
     grid: Grid
@@ -75,16 +75,16 @@ def open_raster(
     """Open a raster at a path or URL; every raster that this project reads is opened here.
 
     Args:
-        href: path or URL, admitted by `access.admit` where a document names it.
-        use: purpose, which decides the formats.
-        access: hosts that may be asked; default: those of an address that the user named.
-        cache_mb: memory for decoded blocks; little, where every block is read once.
+        href: Path or URL, admitted by `access.admit` where a document names it.
+        use: Purpose, which decides the formats.
+        access: Hosts that may be asked; default: those of an address that the user named.
+        cache_mb: Memory for decoded blocks; little, where every block is read once.
 
     Yields:
         The open dataset.
 
     Raises:
-        SourceError: the file may not be opened or cannot be read, now or inside the context; a failed read is an
+        SourceError: The file may not be opened or cannot be read, now or inside the context; a failed read is an
             error, never nodata.
     """
     import rasterio

@@ -16,7 +16,7 @@ def classes(named: Mapping[int, tuple[str, str]]) -> bytes:
     Without it QGIS lists all 256 entries of the palette of a TIFF.
 
     Args:
-        named: name and #rrggbb colour by value.
+        named: Name and #rrggbb colour by value.
     """
     renderer = ET.Element("rasterrenderer", type="paletted", band="1", opacity="1", alphaBand="-1", nodataColor="")
     palette = ET.SubElement(renderer, "colorPalette")
@@ -31,8 +31,8 @@ def true_colour(bands: Sequence[int], limits: Sequence[tuple[float, float]]) -> 
     """Return a style of three bands as red, green and blue, each stretched between two limits.
 
     Args:
-        bands: numbers of the bands, from 1.
-        limits: darkest and brightest value of each, in the unit of the header, after scale and offset.
+        bands: Numbers of the bands, from 1.
+        limits: Darkest and brightest value of each, in the unit of the header, after scale and offset.
     """
     renderer = ET.Element("rasterrenderer", type="multibandcolor", opacity="1", alphaBand="-1", nodataColor="")
     for colour, band, (low, high) in zip(("red", "green", "blue"), bands, limits, strict=True):

@@ -24,14 +24,14 @@ def read_geometries(path: Path, *, bounds: Bounds | None = None) -> Any:
 
     Args:
         path: GeoJSON, GeoPackage, Shapefile, KML or GeoParquet, by content.
-        bounds: west, south, east and north in degrees of the ground that is needed, of files that are not GeoJSON.
+        bounds: West, south, east and north in degrees of the ground that is needed, of files that are not GeoJSON.
 
     Returns:
         A list of shapely geometries in EPSG:4326, longitude first.
 
     Raises:
-        SourceError: another format, a damaged or too large file, or coordinates without a CRS.
-        FileNotFoundError: no such file.
+        SourceError: Another format, a damaged or too large file, or coordinates without a CRS.
+        FileNotFoundError: No such file.
     """
     return list(_frame(path, bounds).geometry)
 
@@ -41,8 +41,8 @@ class Feature:
     """A feature of a vector file.
 
     Attributes:
-        name: its name, or its number from 1.
-        geometry: geometry in EPSG:4326; None if it has none.
+        name: Its name, or its number from 1.
+        geometry: Geometry in EPSG:4326; None if it has none.
     """
 
     name: str
@@ -135,7 +135,7 @@ def read_table(path: Path) -> Any:
         A GeoDataFrame in EPSG:4326.
 
     Raises:
-        SourceError: another format, a damaged or too large file, or coordinates without a CRS.
+        SourceError: Another format, a damaged or too large file, or coordinates without a CRS.
     """
     kind = _kind(path)
     if kind not in ("GPKG", "Parquet"):

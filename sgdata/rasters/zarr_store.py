@@ -32,8 +32,8 @@ class Location:
     """An array in a store.
 
     Attributes:
-        store: address of the store.
-        path: path of the array in it.
+        store: Address of the store.
+        path: Path of the array in it.
     """
 
     store: str
@@ -131,12 +131,12 @@ def read_grid(reader: ChunkReader, href: str, crs: str | None) -> Grid:
     pixels or their north-west corners; or that of the coordinates alone, as centres.
 
     Args:
-        reader: the open array.
-        href: its address.
+        reader: The open array.
+        href: Its address.
         crs: CRS to assume where the array has none.
 
     Raises:
-        SourceError: pixels are not square and north-up, the CRS is unknown, or the two contradict each other.
+        SourceError: Pixels are not square and north-up, the CRS is unknown, or the two contradict each other.
     """
     shown = urls.without_secrets(href)
     array = reader.array

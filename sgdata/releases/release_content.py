@@ -28,20 +28,20 @@ class ReleaseOrder:
     """Data to release and where to write them.
 
     Attributes:
-        name: name of the dataset.
-        version: version of the release.
-        source: folder of shards or build.
-        out: output folder.
-        build: build that the shards were packed from.
-        builds: builds by place, of shards of several places.
-        private: whether data that must not be passed on are allowed.
-        licence: licence of the user's own data, as their owner states it.
+        name: Name of the dataset.
+        version: Version of the release.
+        source: Folder of shards or build.
+        out: Output folder.
+        build: Build that the shards were packed from.
+        builds: Builds by place, of shards of several places.
+        private: Whether data that must not be passed on are allowed.
+        licence: Licence of the user's own data, as their owner states it.
         published: ISO date for the metadata.
-        register: folder of `releases/`; None for no entry.
-        archive: whether to write a tar file too.
-        previous: the release before, against which changes are stated; None for a first one.
-        cite: how to cite data of one's own; "" for a default.
-        home: address of their page; "" for none.
+        register: Folder of `releases/`; None for no entry.
+        archive: Whether to write a tar file too.
+        previous: The release before, against which changes are stated; None for a first one.
+        cite: How to cite data of one's own; "" for a default.
+        home: Address of their page; "" for none.
     """
 
     name: str
@@ -70,16 +70,16 @@ class ReleaseContent:
     """Content of a release.
 
     Attributes:
-        order: the order.
-        contract: contract of the shards.
-        card: card of the dataset.
-        rows: rows of the index (key, split, shard, bounds, crs, date, labels).
-        report: audit.
+        order: The order.
+        contract: Contract of the shards.
+        card: Card of the dataset.
+        rows: Rows of the index (key, split, shard, bounds, crs, date, labels).
+        report: Audit.
         shards: SHA-256 and size by tar.
         index_sha256: SHA-256 of the index.
-        lock: lock of the build; None for a dataset of other authors.
-        usage: shares of the build, as in its `usage.json`.
-        changes: what changed since the release before.
+        lock: Lock of the build; None for a dataset of other authors.
+        usage: Shares of the build, as in its `usage.json`.
+        changes: What changed since the release before.
     """
 
     order: ReleaseOrder
@@ -182,10 +182,10 @@ def own_card(card: DatasetCard, order: ReleaseOrder, locked: Lock | None, *, sof
     """Return the card of data that a user made: with the name, citation and page of the release.
 
     Args:
-        card: card of the dataset that they follow.
-        order: the order.
-        locked: lock of the build; None for images and pairs, whose owner states the citation.
-        software: version of this package.
+        card: Card of the dataset that they follow.
+        order: The order.
+        locked: Lock of the build; None for images and pairs, whose owner states the citation.
+        software: Version of this package.
     """
     if locked is None and not order.cite:
         return replace(card, home=order.home or card.home)

@@ -32,10 +32,10 @@ class Export:
     """Result of an export.
 
     Attributes:
-        patches: number of patches by split.
-        left_out: number of patches left out for unmapped pixels.
-        zeroed: number of unmapped pixels that were written as 0.
-        pixels: number of all label pixels that were written.
+        patches: Number of patches by split.
+        left_out: Number of patches left out for unmapped pixels.
+        zeroed: Number of unmapped pixels that were written as 0.
+        pixels: Number of all label pixels that were written.
     """
 
     patches: dict[str, int]
@@ -48,19 +48,19 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
     """Write the patches of a build in the layout, band order and codes of the released SegMunich.
 
     Args:
-        build: finished build with patches of 128 pixels and the labels `segmunich-osm`.
-        out: folder to write, which must not exist yet.
-        own_splits: write test patches to `test` instead of `val`, which the released set does not have.
-        unmapped: write pixels without a label as 0, since the released codes have none for them, or leave out patches
+        build: Finished build with patches of 128 pixels and the labels `segmunich-osm`.
+        out: Folder to write, which must not exist yet.
+        own_splits: Write test patches to `test` instead of `val`, which the released set does not have.
+        unmapped: Write pixels without a label as 0, since the released codes have none for them, or leave out patches
             that have any.
 
     Returns:
         The numbers of patches and pixels.
 
     Raises:
-        SettingError: the build has other patches, bands or labels.
-        OutputError: the folder exists, or cannot be written.
-        SourceError: the build cannot be read.
+        SettingError: The build has other patches, bands or labels.
+        OutputError: The folder exists, or cannot be written.
+        SourceError: The build cannot be read.
     """
     contract = contracts.read(build)
     order = _band_order(contract, build)

@@ -31,9 +31,9 @@ class Access:
     """What the documents of one source may name.
 
     Attributes:
-        root: folder below which files may be named; None: no files.
-        hosts: hosts that the user named, which may be on the local network.
-        private: whether any host of the local network may be named.
+        root: Folder below which files may be named; None: no files.
+        hosts: Hosts that the user named, which may be on the local network.
+        private: Whether any host of the local network may be named.
     """
 
     root: str | None = None
@@ -46,7 +46,7 @@ def access_of(address: str, *, allow_private_hosts: bool = False) -> Access:
 
     Args:
         address: URL, or path of a file or folder, that the user gave.
-        allow_private_hosts: admit hosts of the local network that a remote source names.
+        allow_private_hosts: Admit hosts of the local network that a remote source names.
     """
     if REMOTE.match(address):
         return Access(hosts=(host_of(address),), private=allow_private_hosts)
@@ -59,15 +59,15 @@ def admit(href: str, access: Access, *, base: str = "") -> str:
     """Return the address to open for an href.
 
     Args:
-        href: as a document names it.
-        access: what that document may name.
-        base: folder that relative paths start from; "" is the root of the access.
+        href: As a document names it.
+        access: What that document may name.
+        base: Folder that relative paths start from; "" is the root of the access.
 
     Returns:
         The URL as it is, or an absolute path without symbolic links.
 
     Raises:
-        SourceError: the href names anything else.
+        SourceError: The href names anything else.
     """
     if remote := REMOTE.match(href):
         is_bucket = remote[1] not in {"http", "https"}

@@ -76,6 +76,6 @@ def of_host(host: str) -> HostLimit:
     """Return the limit of a host, the same for all files of this process.
 
     Args:
-        host: scheme, name and port, as in `http://a.example:8000`.
+        host: Scheme, name and port, as in `http://a.example:8000`.
     """
     return HostLimit()

@@ -35,18 +35,18 @@ def ask(
 
     Args:
         method: GET, POST or HEAD.
-        url: address; every address that it redirects to is checked as well.
-        access: hosts that may be asked; default: those of an address that the user named.
-        limit: most bytes of the answer, decoded.
-        seconds: longest time for the whole answer.
-        stream: leave the body to `chunks`.
-        options: further arguments of `requests.Session.request`, such as headers and timeout.
+        url: Address; every address that it redirects to is checked as well.
+        access: Hosts that may be asked; default: those of an address that the user named.
+        limit: Most bytes of the answer, decoded.
+        seconds: Longest time for the whole answer.
+        stream: Leave the body to `chunks`.
+        options: Further arguments of `requests.Session.request`, such as headers and timeout.
 
     Returns:
         The response, its body read unless `stream`.
 
     Raises:
-        SourceError: a host may not be asked, or the answer is too large.
+        SourceError: A host may not be asked, or the answer is too large.
         requests.RequestException: no complete answer.
     """
     with session(access or access_of(url), limit=limit, seconds=seconds) as opened:
@@ -113,13 +113,13 @@ def chunks(
     """Yield the decoded body of a streamed response as it arrives.
 
     Args:
-        response: response of `ask(..., stream=True)`.
-        limit: most bytes.
-        deadline: time by `clock` at which the transfer is given up, however steadily it drips.
-        clock: seconds of a monotonic clock.
+        response: Response of `ask(..., stream=True)`.
+        limit: Most bytes.
+        deadline: Time by `clock` at which the transfer is given up, however steadily it drips.
+        clock: Seconds of a monotonic clock.
 
     Raises:
-        SourceError: more bytes than the limit.
+        SourceError: More bytes than the limit.
         requests.RequestException: the connection broke or the time is up.
     """
     import requests
@@ -160,7 +160,7 @@ def range_probe(url: str, access: Access, *, headers: Mapping[str, str] | None =
     cannot be reached is returned as it is: GDAL reports why.
 
     Raises:
-        SourceError: it leads to a host that may not be asked, or the server sends a body without a length.
+        SourceError: It leads to a host that may not be asked, or the server sends a body without a length.
     """
     import requests
 

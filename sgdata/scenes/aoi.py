@@ -27,13 +27,13 @@ class Area:
     All but `grid` are snapped outward to multiples of six pixels (60 m at 10 m).
 
     Attributes:
-        grid: grid to use unchanged.
-        bbox: west, south, east and north in degrees.
-        aoi: path of a file with a polygon, as GeoJSON, GeoPackage, Shapefile, KML or GeoParquet.
-        place: name of a place, whose outline a geocoder finds.
-        feature: name, or number from 1, of the feature of `aoi` to use; None where it has only one.
-        outline: outline that goes with `grid`, as WKT in its CRS; None for all of it.
-        gsd_m: pixel size in metres.
+        grid: Grid to use unchanged.
+        bbox: West, south, east and north in degrees.
+        aoi: Path of a file with a polygon, as GeoJSON, GeoPackage, Shapefile, KML or GeoParquet.
+        place: Name of a place, whose outline a geocoder finds.
+        feature: Name, or number from 1, of the feature of `aoi` to use; None where it has only one.
+        outline: Outline that goes with `grid`, as WKT in its CRS; None for all of it.
+        gsd_m: Pixel size in metres.
         crs: CRS of the grid; None for the UTM zone of the centre.
     """
 

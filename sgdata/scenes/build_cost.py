@@ -27,9 +27,9 @@ class Cost:
     """Estimated cost of a build.
 
     Attributes:
-        read_bytes: bytes to read.
-        scratch_bytes: bytes of scratch.
-        minutes: duration.
+        read_bytes: Bytes to read.
+        scratch_bytes: Bytes of scratch.
+        minutes: Duration.
     """
 
     read_bytes: int

@@ -26,12 +26,12 @@ class Month:
     """One row of the plan.
 
     Attributes:
-        month: year and month.
-        passes: overpasses found.
-        expected: overpasses of the orbits, times the share of them that the catalogue has in a typical month (the
+        month: Year and month.
+        passes: Overpasses found.
+        expected: Overpasses of the orbits, times the share of them that the catalogue has in a typical month (the
             median of the months with any).
-        scenes: number of scenes.
-        bytes: raw bytes of their windows.
+        scenes: Number of scenes.
+        bytes: Raw bytes of their windows.
     """
 
     month: str
@@ -52,10 +52,10 @@ def select_tiles(
     """Choose the tiles that the area needs, then judge their items.
 
     Args:
-        scenes: usable scenes.
-        grid: the grid of the build.
-        outline: outline of the area inside the grid, as WKT in its CRS; None for all of it.
-        unusable: items that cannot be used; their tiles are chosen only for ground that no usable scene has.
+        scenes: Usable scenes.
+        grid: The grid of the build.
+        outline: Outline of the area inside the grid, as WKT in its CRS; None for all of it.
+        unusable: Items that cannot be used; their tiles are chosen only for ground that no usable scene has.
 
     Returns:
         The scenes of the needed tiles, those of the area's own CRS first; and the others with the reason, which begins
@@ -147,12 +147,12 @@ class AreaSummary:
     """The area of a plan.
 
     Attributes:
-        longitude: of its centre, in degrees.
-        latitude: of its centre, in degrees.
-        km2: its size inside the outline, on the ground.
-        pixels: width and height of its grid.
+        longitude: Of its centre, in degrees.
+        latitude: Of its centre, in degrees.
+        km2: Its size inside the outline, on the ground.
+        pixels: Width and height of its grid.
         crs: CRS of the grid.
-        covered: share that some scene of the plan covers.
+        covered: Share that some scene of the plan covers.
     """
 
     longitude: float
@@ -272,17 +272,17 @@ def drift(planned: Lock, address: str, *, allow_private_hosts: bool = False) -> 
     """Compare the scenes of a catalogue with those of a lock.
 
     Args:
-        planned: the lock.
+        planned: The lock.
         address: URL or path of the catalogue.
-        allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
+        allow_private_hosts: Follow links of a remote catalogue to hosts of the local network.
 
     Returns:
         One line per scene that vanished, changed or is new; empty if there are no differences.
 
     Raises:
-        ServiceError: the catalogue cannot be reached after several retries.
-        SourceError: no item has what is needed, or two different items have one id.
-        SettingError: no scene matches, or an item to leave out does not exist.
+        ServiceError: The catalogue cannot be reached after several retries.
+        SourceError: No item has what is needed, or two different items have one id.
+        SettingError: No scene matches, or an item to leave out does not exist.
     """
     query = search.Query(
         collection=planned.collection,

@@ -33,8 +33,8 @@ def find_store(item: pystac.Item, files: frozenset[str]) -> str | None:
     """Return the address of the store that has the bands of an item; None if they are files.
 
     Args:
-        item: the item.
-        files: keys by which other providers name the files of bands.
+        item: The item.
+        files: Keys by which other providers name the files of bands.
     """
     hrefs = {key: asset.get_absolute_href() or asset.href for key, asset in item.assets.items()}
     stores = {key: _store(href) for key, href in hrefs.items() if urls.is_zarr(href)}
@@ -58,7 +58,7 @@ def declared_offset(item: pystac.Item) -> int | None:
     """Return the offset in DN that the bands of an item declare; None if they declare neither offset nor scale.
 
     Raises:
-        SourceError: bands have several offsets, or another scale than the sensor's.
+        SourceError: Bands have several offsets, or another scale than the sensor's.
     """
     declared = set()
     for key, asset in sorted(item.assets.items()):
@@ -74,12 +74,12 @@ def offset_in_dn(scale: Any, offset: Any, origin: str) -> int:
     """Return the DN to add before values are scaled.
 
     Args:
-        scale: reflectance per DN; None counts as that of the sensor.
-        offset: reflectance at DN 0; None counts as 0.
-        origin: name of the array, for messages.
+        scale: Reflectance per DN; None counts as that of the sensor.
+        offset: Reflectance at DN 0; None counts as 0.
+        origin: Name of the array, for messages.
 
     Raises:
-        SourceError: the scale is not that of the sensor, or the offset is no whole number of DN.
+        SourceError: The scale is not that of the sensor, or the offset is no whole number of DN.
     """
     factor, added = (value if isinstance(value, int | float) else 0 for value in (scale, offset))
     if scale is not None and abs(factor - MSI.scale) > 1e-3 * MSI.scale:

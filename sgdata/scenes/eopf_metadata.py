@@ -13,7 +13,7 @@ def parsed(content: bytes, name: str) -> int:
     """Return the one offset in DN of the reflectance in a `.zmetadata` or `zarr.json`.
 
     Raises:
-        SourceError: it has no reflectance, another scale than the sensor's, or several offsets: of two bands, or in the
+        SourceError: It has no reflectance, another scale than the sensor's, or several offsets: of two bands, or in the
             two places where a band states it.
     """
     shown = urls.without_secrets(name)

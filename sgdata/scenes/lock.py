@@ -27,12 +27,12 @@ class Item:
     """One scene of the lock; its position in `Lock.items` is the index in the provenance raster.
 
     Attributes:
-        scene: the scene.
-        expected_offset: offset by metadata; None if only pixels can decide.
-        offset: decided offset; None in a plan.
-        dark_share: share of dark values in the pixel test.
-        eligible: number of pixels in the pixel test.
-        windows: pixel hash by asset.
+        scene: The scene.
+        expected_offset: Offset by metadata; None if only pixels can decide.
+        offset: Decided offset; None in a plan.
+        dark_share: Share of dark values in the pixel test.
+        eligible: Number of pixels in the pixel test.
+        windows: Pixel hash by asset.
     """
 
     scene: Scene
@@ -48,22 +48,22 @@ class Lock:
     """The document `segmunich.lock.json`.
 
     Attributes:
-        format: version of the document.
-        state: planned, or built.
+        format: Version of the document.
+        state: Planned, or built.
         recipe_sha256: SHA-256 of the recipe with its area resolved.
-        collection: collection of the catalogue.
-        dates: first and last day of the search.
-        osm_date: day of the OpenStreetMap data.
-        grid: grid of the build.
-        items: scenes of the build.
-        dropped: scenes left out, with the reason.
+        collection: Collection of the catalogue.
+        dates: First and last day of the search.
+        osm_date: Day of the OpenStreetMap data.
+        grid: Grid of the build.
+        items: Scenes of the build.
+        dropped: Scenes left out, with the reason.
         tag_table_sha256: SHA-256 of the class table.
         answers: SHA-256 of OpenStreetMap data by name.
         outputs: SHA-256 of outputs by name.
-        versions: versions of the libraries that decide pixels.
-        simulated: whether the area is simulated; then no notice may name a satellite or OpenStreetMap contributors.
-        baselines: processing baselines that the search was limited to, in order of preference; empty for all.
-        outline: outline inside the grid, as WKT in its CRS, outside which nothing is built; None for all of it.
+        versions: Versions of the libraries that decide pixels.
+        simulated: Whether the area is simulated; then no notice may name a satellite or OpenStreetMap contributors.
+        baselines: Processing baselines that the search was limited to, in order of preference; empty for all.
+        outline: Outline inside the grid, as WKT in its CRS, outside which nothing is built; None for all of it.
     """
 
     format: int

@@ -43,8 +43,8 @@ class OffsetSettings:
     """How offsets are decided where metadata and pixels do not agree.
 
     Attributes:
-        untestable: stop at, or leave out, a scene whose offset neither metadata nor pixels determine.
-        source: the source to follow. With `pixels`, metadata count only where the pixel test is inconclusive. With
+        untestable: Stop at, or leave out, a scene whose offset neither metadata nor pixels determine.
+        source: The source to follow. With `pixels`, metadata count only where the pixel test is inconclusive. With
             `metadata`, pixels never count: the offset is the expected one, else the one that the item declares, else
             that of the baseline.
     """
@@ -58,12 +58,12 @@ class OffsetEvidence:
     """The pixel test of one scene.
 
     Attributes:
-        eligible: clear vegetation and water pixels of the scene classification.
-        ground: pixels classified as clear ground of any kind.
-        valid: pixels of the area with data.
-        dark_share: share of the eligible values below the sensor's `dark_dn`, over all test bands.
-        near_share: share of them below NEAR_DN.
-        product: offset in the product's own XML, where it could be read.
+        eligible: Clear vegetation and water pixels of the scene classification.
+        ground: Pixels classified as clear ground of any kind.
+        valid: Pixels of the area with data.
+        dark_share: Share of the eligible values below the sensor's `dark_dn`, over all test bands.
+        near_share: Share of them below NEAR_DN.
+        product: Offset in the product's own XML, where it could be read.
     """
 
     eligible: int
@@ -88,10 +88,10 @@ class Decision:
     """The offset of a scene, or why there is none.
 
     Attributes:
-        offset: offset to add to the DN; None if undecided.
-        problem: why it is undecided, of equal wording for scenes of one kind.
-        untestable: whether neither metadata nor pixels determine it, without a contradiction.
-        warning: what to know of a decided offset.
+        offset: Offset to add to the DN; None if undecided.
+        problem: Why it is undecided, of equal wording for scenes of one kind.
+        untestable: Whether neither metadata nor pixels determine it, without a contradiction.
+        warning: What to know of a decided offset.
     """
 
     offset: int | None
@@ -109,13 +109,13 @@ def expected_offset(
     still describes those that ESA delivered.
 
     Args:
-        scene: the scene.
-        level: product level.
-        product: offset in the product's own XML; None where it could not be read.
-        planned: the product's XML has not been tried yet.
+        scene: The scene.
+        level: Product level.
+        product: Offset in the product's own XML; None where it could not be read.
+        planned: The product's XML has not been tried yet.
 
     Raises:
-        SourceError: the baseline is needed and is not two numbers.
+        SourceError: The baseline is needed and is not two numbers.
     """
     if product is not None:
         carried = product
@@ -199,10 +199,10 @@ def decide(
     """Decide the offset to add to the DN of a scene.
 
     Args:
-        scene: the scene.
-        expected: offset by metadata, as `expected_offset` returns it.
-        evidence: the pixel test.
-        source: which to follow.
+        scene: The scene.
+        expected: Offset by metadata, as `expected_offset` returns it.
+        evidence: The pixel test.
+        source: Which to follow.
 
     Returns:
         The offset, or why there is none.
@@ -276,8 +276,8 @@ def apply_offset(stored: Array, offset: int) -> Array:
     """Return stored DN with `offset` added: 0 stays no data, and valid pixels stay valid (at least 1).
 
     Args:
-        stored: unsigned integers of any shape, 0 where there are no data.
-        offset: offset in DN, as `decide` returns it.
+        stored: Unsigned integers of any shape, 0 where there are no data.
+        offset: Offset in DN, as `decide` returns it.
     """
     if not offset:
         return stored

@@ -40,12 +40,12 @@ def parse(item: pystac.Item, bands: tuple[str, ...], root: str = "") -> Scene:
     """Parse a STAC item of any known provider.
 
     Args:
-        item: the item, its time in UTC.
-        bands: bands and layers whose assets are needed.
-        root: folder that hrefs on disk are made relative to; "" leaves them as they are.
+        item: The item, its time in UTC.
+        bands: Bands and layers whose assets are needed.
+        root: Folder that hrefs on disk are made relative to; "" leaves them as they are.
 
     Raises:
-        SourceError: the item lacks what is needed, or is malformed.
+        SourceError: The item lacks what is needed, or is malformed.
     """
     try:
         return _scene(item, bands, root)
@@ -173,7 +173,7 @@ def _provider(item: pystac.Item, bands: tuple[str, ...]) -> tuple[str, dict[str,
     """Return the provider whose asset keys the item has, and those keys by band.
 
     Raises:
-        SourceError: the item lacks assets, or has those of two providers.
+        SourceError: The item lacks assets, or has those of two providers.
     """
     # By keys, not by the address of the catalogue: mirrors and local copies have other addresses.
     resolved = {name: resolve_keys(item, bands, keys) for name, keys in asset_keys().items()}

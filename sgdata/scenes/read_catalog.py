@@ -46,10 +46,10 @@ class ItemQuery:
     """Search parameters for servers; static catalogues return all items.
 
     Attributes:
-        collection: id of the collection.
-        bounds: west, south, east, north in degrees.
-        first: first day.
-        last: last day, included.
+        collection: Id of the collection.
+        bounds: West, south, east, north in degrees.
+        first: First day.
+        last: Last day, included.
     """
 
     collection: str
@@ -62,14 +62,14 @@ def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]
     """Yield the items at an address, and what cannot be read as one with the reason.
 
     Args:
-        stac_io: reader of documents.
+        stac_io: Reader of documents.
         address: URL, or absolute path of a file.
-        wanted: search parameters.
+        wanted: Search parameters.
 
     Raises:
-        SourceError: the content is of no kind that the module reads, or links in a circle.
-        ServiceError: a search has no end.
-        Exception: one of `parse_items.malformed_errors()`.
+        SourceError: The content is of no kind that the module reads, or links in a circle.
+        ServiceError: A search has no end.
+        Exception: One of `parse_items.malformed_errors()`.
     """
     if urlsplit(address).path.rstrip("/").endswith("/search"):
         yield from _search(stac_io, address, ("POST", "GET"), wanted)

@@ -36,12 +36,12 @@ class Query:
     """A search for the items of a collection.
 
     Attributes:
-        collection: id of the collection.
-        bounds: west, south, east, north in degrees.
+        collection: Id of the collection.
+        bounds: West, south, east, north in degrees.
         dates: FIRST/LAST day, both included.
-        bands: bands and layers whose assets are needed.
-        leave_out: ids of items not to use.
-        baselines: processing baselines to use, the first of them first where twins have several; empty for all, the
+        bands: Bands and layers whose assets are needed.
+        leave_out: Ids of items not to use.
+        baselines: Processing baselines to use, the first of them first where twins have several; empty for all, the
             newest first.
     """
 
@@ -60,16 +60,16 @@ def search(
 
     Args:
         address: URL or path of an API, a catalogue, a collection, items or a list of them, or folder of a catalogue.
-        query: what to search for.
-        allow_private_hosts: follow links of a remote catalogue to hosts of the local network.
+        query: What to search for.
+        allow_private_hosts: Follow links of a remote catalogue to hosts of the local network.
 
     Returns:
         Scenes in order of (time, id), and the items dropped: twins, those to leave out, and unusable ones (Unusable).
 
     Raises:
-        ServiceError: the catalogue cannot be reached after several retries.
-        SourceError: no item has what is needed, or two different items have one id.
-        SettingError: no scene matches, or an item to leave out does not exist.
+        ServiceError: The catalogue cannot be reached after several retries.
+        SourceError: No item has what is needed, or two different items have one id.
+        SettingError: No scene matches, or an item to leave out does not exist.
     """
     parse_dates(query.dates)
     items, unreadable = _read(address, query, allow_private_hosts)
@@ -290,9 +290,9 @@ def drop_twins(
     """Keep one scene per acquisition: the first or newest baseline, then the newest generation time, then greatest id.
 
     Args:
-        scenes: in any order.
+        scenes: In any order.
         outlines: GeoJSON geometry of the data of a scene, by id; strips that hardly overlap are both kept.
-        baselines: order of preference, of all baselines; empty for the newest first.
+        baselines: Order of preference, of all baselines; empty for the newest first.
 
     Returns:
         The scenes in order of (time, id), and the twins dropped.

@@ -13,12 +13,12 @@ class Asset:
     """One file of a scene, with the metadata of its item (None if absent).
 
     Attributes:
-        href: address, relative to the catalogue if that is a folder, so that a lock does not depend on the machine.
-        crs: coordinate reference system.
-        transform: affine coefficients a, b, c, d, e, f.
-        shape: rows and columns.
-        dtype: type of the values.
-        band: number of the band in a file of several, by the names in its item; None if the item names none.
+        href: Address, relative to the catalogue if that is a folder, so that a lock does not depend on the machine.
+        crs: Coordinate reference system.
+        transform: Affine coefficients a, b, c, d, e, f.
+        shape: Rows and columns.
+        dtype: Type of the values.
+        band: Number of the band in a file of several, by the names in its item; None if the item names none.
     """
 
     href: str
@@ -34,24 +34,24 @@ class Scene:
     """One granule of one acquisition.
 
     Attributes:
-        id: id of the item.
-        collection: id of the collection.
-        provider: provider whose names of assets the item has; empty where only the footprint could be read.
-        time: start of the acquisition, UTC to the second.
-        platform: satellite.
+        id: Id of the item.
+        collection: Id of the collection.
+        provider: Provider whose names of assets the item has; empty where only the footprint could be read.
+        time: Start of the acquisition, UTC to the second.
+        platform: Satellite.
         tile: MGRS tile.
-        orbit: relative orbit.
-        datatake: id of the datatake.
-        baseline: processing baseline.
-        generated: time of processing.
+        orbit: Relative orbit.
+        datatake: Id of the datatake.
+        baseline: Processing baseline.
+        generated: Time of processing.
         crs: CRS of the files; None if the item does not say.
-        bbox: west, south, east, north in degrees.
-        cloud_cover: per cent by the item; None if it does not say.
-        assets: files by band name, `SCL` and `cloud`.
-        product: address of the product metadata (XML); None if the item has none.
-        declared_offset: offset to add to DN by the first band of the item: often wrong, so it is compared and not
+        bbox: West, south, east, north in degrees.
+        cloud_cover: Per cent by the item; None if it does not say.
+        assets: Files by band name, `SCL` and `cloud`.
+        product: Address of the product metadata (XML); None if the item has none.
+        declared_offset: Offset to add to DN by the first band of the item: often wrong, so it is compared and not
             simply followed.
-        offset_applied: whether the item says that the provider has added the offset to the pixels; None if it does not
+        offset_applied: Whether the item says that the provider has added the offset to the pixels; None if it does not
             say.
     """
 
@@ -89,8 +89,8 @@ class Dropped:
     """Scene that was found and left out.
 
     Attributes:
-        id: id of the item.
-        reason: why it was left out.
+        id: Id of the item.
+        reason: Why it was left out.
     """
 
     id: str

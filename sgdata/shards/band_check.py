@@ -21,7 +21,7 @@ class Verdict:
     """Result of the check.
 
     Attributes:
-        samples: number of samples.
+        samples: Number of samples.
         bands: 'as named', 'undecided' or a contradiction.
         level: 'as named', 'undecided' or a contradiction.
     """

@@ -36,10 +36,10 @@ def write_product(folder: Path, name: str, document: dict[str, Any], *, offset: 
     """Write `name`.zarr from the GeoTIFFs of a scene in `folder`, which are removed.
 
     Args:
-        folder: folder of `B02.tif` ... and `SCL.tif`.
-        name: name of the product.
-        document: item of the scene, which the store repeats.
-        offset: whether the offset of 1000 is in the pixels.
+        folder: Folder of `B02.tif` ... and `SCL.tif`.
+        name: Name of the product.
+        document: Item of the scene, which the store repeats.
+        offset: Whether the offset of 1000 is in the pixels.
     """
     store = folder / f"{name}.zarr"
     metadata: dict[str, Any] = {}

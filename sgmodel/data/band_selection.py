@@ -62,7 +62,7 @@ def narrow(contract: Contract, names: Sequence[str], policy: Policy = "refuse") 
     """Return the contract of the bands `names` in this order; bands that the data lack have no statistics.
 
     Raises:
-        SettingError: bands are missing that `policy` does not substitute.
+        SettingError: Bands are missing that `policy` does not substitute.
     """
     present, _ = _split(contract.bands, names, policy)
     by_name = {band.name: band for band in present}
@@ -78,7 +78,7 @@ def find_indices(contract: Contract, names: Sequence[str], policy: Policy = "ref
     """Return the indices of the bands `names`, or of their substitutes, for `select`; None selects all in order.
 
     Raises:
-        SettingError: bands are missing that `policy` does not substitute.
+        SettingError: Bands are missing that `policy` does not substitute.
     """
     available = [band.name for band in contract.bands]
     present, absent = _split(contract.bands, names, policy)

@@ -29,7 +29,7 @@ def checked(space: LabelSpace, masks: Tensor, keys: Sequence[str]) -> Tensor:
         keys: Keys of the samples, for messages.
 
     Raises:
-        SourceError: a value is not a class; the message names the samples.
+        SourceError: A value is not a class; the message names the samples.
     """
     indices = class_indices(space, masks)
     # Checked on the host: a device would fail later, with a message that names neither value nor sample.

@@ -187,8 +187,8 @@ class Samples:
             keys: Keys of the samples to keep; None for all.
 
         Raises:
-            SettingError: the split does not exist, or `fraction` is not in (0, 1].
-            SourceError: arrays have mixed types, or a shard is missing or truncated.
+            SettingError: The split does not exist, or `fraction` is not in (0, 1].
+            SourceError: Arrays have mixed types, or a shard is missing or truncated.
         """
         folder = Path(folder)
         self.folder, self.split = folder, split

@@ -72,7 +72,7 @@ def resolve(recipe: NormaliseRecipe, contract: Contract) -> Normalisation:
         The normalisation, with one mean and one standard deviation per band in stored units; none for `minmax`.
 
     Raises:
-        SettingError: the data have no statistics, or the number of constants is not that of the bands.
+        SettingError: The data have no statistics, or the number of constants is not that of the bands.
     """
     names = [band.name for band in contract.bands]
     absent = tuple(name for name in names if name not in contract.statistics and recipe.missing != "refuse")
@@ -130,8 +130,8 @@ def apply(how: Normalisation, images: Tensor, valid_size: Tensor, bands: Sequenc
 
     Args:
         how: Scheme and constants, in the order of the selected bands.
-        images: (N, C, H, W) of any number type; NaN is no data (`known`), which no statistic of an image includes and
-            which becomes the fill.
+        images: (N, C, H, W) of any number type; NaN is no data (`mask_nodata`), which no statistic of an image includes
+            and which becomes the fill.
         valid_size: (N, 2) height and width of each image; the rest is padding.
         bands: Indices for `band_selection.select`; None selects all.
 

@@ -120,8 +120,8 @@ def mirror(url: str, cache: Path, *, cache_gb: float, stall_s: float = 60.0, ret
         The folder of the mirror, which `Samples` and `load` take in place of a folder of shards.
 
     Raises:
-        SourceError: a file cannot be fetched, or its checksum differs.
-        OutputError: the mirror cannot be written.
+        SourceError: A file cannot be fetched, or its checksum differs.
+        OutputError: The mirror cannot be written.
     """
     remote = RemoteFolder(url, stall_s, retry_s)
     url = urls.remember(url)

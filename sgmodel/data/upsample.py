@@ -25,7 +25,7 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
         device: Device of the result.
 
     Raises:
-        SettingError: native samples have several sizes, or the kernel is not supported.
+        SettingError: Native samples have several sizes, or the kernel is not supported.
     """
     if "image" in arrays:
         stored = arrays["image"].to(device, non_blocking=True)

@@ -98,7 +98,7 @@ def write_maps(maps: MapFiles, outputs: Iterable[tiling.Row]) -> None:
     """Write the rasters of `maps` from rows of outputs; one raster is written at a time.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: A file cannot be written.
     """
     with (
         files.writing(maps.out),
@@ -200,7 +200,7 @@ def write_picture(space: LabelSpace, path: Path, labels: Array) -> None:
     since PNG has none.
 
     Raises:
-        OutputError: a class is beyond 0 to 65535, or the file cannot be written.
+        OutputError: A class is beyond 0 to 65535, or the file cannot be written.
     """
     from PIL import Image
 

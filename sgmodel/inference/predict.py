@@ -82,9 +82,9 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     """Predict, and write the recipe and the contract beside the answers; return the exit code.
 
     Raises:
-        SettingError: the recipe does not fit the checkpoint or the inputs.
-        SourceError: an input or the checkpoint cannot be read.
-        OutputError: an output cannot be written.
+        SettingError: The recipe does not fit the checkpoint or the inputs.
+        SourceError: An input or the checkpoint cannot be read.
+        OutputError: An output cannot be written.
     """
     if not 0 <= recipe.overlap <= 0.75:
         raise SettingError(f"overlap is {recipe.overlap}: expected 0 to 0.75 of a tile's side")
@@ -123,8 +123,8 @@ def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predicto
         The predictor, with its model on the device.
 
     Raises:
-        SettingError: the checkpoint has no contract, or no classes where they are asked for.
-        SourceError: the checkpoint cannot be read.
+        SettingError: The checkpoint has no contract, or no classes where they are asked for.
+        SourceError: The checkpoint cannot be read.
     """
     if not weights.is_dir():
         raise SettingError(f"{weights}: has no card; expected a checkpoint folder written by training")

@@ -116,7 +116,7 @@ def map_bands(ours: Contract, theirs: Contract, normalisation: Normalisation, ac
         accept: Differences that are allowed.
 
     Raises:
-        SettingError: bands are missing, or other differences are not accepted; the message names all of them.
+        SettingError: Bands are missing, or other differences are not accepted; the message names all of them.
     """
     # Bands that the training data lacked are substituted as in training, even if these data have them.
     hidden = tuple(replace(band, name="") if band.name in normalisation.absent else band for band in ours.bands)
@@ -147,8 +147,8 @@ def open_scene(path: Path, theirs: Contract, normalisation: Normalisation, state
         stated: Facts given by the user.
 
     Raises:
-        SettingError: the raster does not fit the model.
-        SourceError: the raster cannot be read.
+        SettingError: The raster does not fit the model.
+        SourceError: The raster cannot be read.
     """
     import rasterio
 

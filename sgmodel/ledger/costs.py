@@ -46,7 +46,7 @@ def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     """Compute the work of a run from its model, built on the meta device.
 
     Raises:
-        SettingError: the dataset is neither among the shards given nor outlined in the ledger.
+        SettingError: The dataset is neither among the shards given nor outlined in the ledger.
     """
     own, contract, case = _case(run, recipe, paths)
     parameters, flops = _counted(*case)

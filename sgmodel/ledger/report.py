@@ -266,7 +266,7 @@ def find_audit(folder: Path, subject: str) -> findings.AuditReport | None:
     """Return the audit of a folder of shards, which is in it or beside it; None if there is none.
 
     Raises:
-        SettingError: an audit cannot be read.
+        SettingError: An audit cannot be read.
     """
     for parent in (folder, Path(f"{folder}-audit"), folder.parent / "audit"):
         if (parent / findings.NAME).exists():

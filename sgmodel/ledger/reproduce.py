@@ -38,8 +38,8 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
         The exit code: 0, or 3 if a run failed.
 
     Raises:
-        SettingError: a recipe is invalid.
-        OutputError: a file cannot be written.
+        SettingError: A recipe is invalid.
+        OutputError: A file cannot be written.
     """
     experiments.check(recipe)
     paths = pool.absolute(paths) if cluster else paths

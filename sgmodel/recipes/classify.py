@@ -96,7 +96,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
 
     Raises:
-        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+        SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.open_samples(paths.joined, recipe.training, ("image",))
     scored = finetune.open_held_out(recipe, paths.joined, ("image",))
@@ -240,7 +240,7 @@ def targets(source: loader.Samples, recipe: ClassifyRecipe) -> Tensor:
     """Return targets (N, K) float32, 1 where a sample has a class.
 
     Raises:
-        SourceError: a sample has unknown labels, or not exactly one in a single-label task.
+        SourceError: A sample has unknown labels, or not exactly one in a single-label task.
     """
     space = source.contract.label_space
     hot = torch.zeros(len(source), len(space.ids))
@@ -281,7 +281,7 @@ def select_shots(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe
     """Return the samples that `shots` selects: of each class those first in the order of `subset`, `shots` of them.
 
     Raises:
-        SettingError: a class has fewer samples.
+        SettingError: A class has fewer samples.
     """
     order, chosen = in_order(source.keys, seed=recipe.training.fraction_seed), set[int]()
     for column, name in enumerate(source.contract.label_space.names):
@@ -322,7 +322,7 @@ def from_features(recipe: ClassifyRecipe, features: Tensor, bank: Tensor, target
 
 
 def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str, Any]:
-    """Return what is stored of each sample, and how the main figure of some of them is computed, for `nearness`.
+    """Return what is stored of each sample, and the main figure of some of them, for `training_distance`.
 
     Args:
         scores: Logits (N, K).

@@ -88,7 +88,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
 
     Raises:
-        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+        SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     pairs = training.open_samples(paths.joined, recipe.training, MEMBERS)
     scored = finetune.open_held_out(recipe, paths.joined, MEMBERS)
@@ -140,7 +140,7 @@ def check(recipe: ChangeRecipe, contract: Contract) -> None:
     """Refuse samples that are not pairs with a change map, or windows that do not fit the model.
 
     Raises:
-        SettingError: either is the case.
+        SettingError: Either is the case.
     """
     space, px = contract.label_space, recipe.model.px
     if space.task != "change" or len(space.ids) != 2:

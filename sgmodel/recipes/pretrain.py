@@ -104,7 +104,7 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped; return 0 or `training.STOPPED`.
 
     Raises:
-        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+        SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     if recipe.stages:
         return progressive(recipe, paths)

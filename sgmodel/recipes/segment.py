@@ -65,7 +65,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
 
     Raises:
-        SgdataError: recipe, data, weights and folder do not fit together, or a file cannot be read or written.
+        SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.
     """
     source = training.open_samples(paths.joined, recipe.training, MEMBERS)
     scored = finetune.open_held_out(recipe, paths.joined, MEMBERS)

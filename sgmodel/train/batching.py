@@ -37,7 +37,7 @@ def divide(batch: int, accumulate: int) -> Division:
         accumulate: Parts of the batch, over all processes.
 
     Raises:
-        SettingError: there are more parts than samples, or processes would get unequally many samples.
+        SettingError: There are more parts than samples, or processes would get unequally many samples.
     """
     if accumulate > batch:
         message = f"training.accumulate is {accumulate}, training.batch {batch}"

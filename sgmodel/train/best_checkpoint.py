@@ -49,7 +49,7 @@ class BestCheckpoint:
             scores: Scores by name.
 
         Raises:
-            OutputError: a file cannot be written.
+            OutputError: A file cannot be written.
         """
         weights, folder = distributed.collect(model.state_dict()), self.out / run_folder.BEST
         if self.by:

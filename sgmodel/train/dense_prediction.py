@@ -239,7 +239,7 @@ def per_place(
 
 
 def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str) -> dict[str, Any]:
-    """Return what is stored of each sample, and how a figure of some of them is computed, for `nearness`.
+    """Return what is stored of each sample, and how a figure of some of them is computed, for `training_distance`.
 
     Args:
         counts: Confusion matrices (N, K, K), one per sample.

@@ -165,8 +165,8 @@ def initialise_model(
         weights: Checkpoint folder or weight file to start from.
 
     Raises:
-        SettingError: the model cannot be created, or the weights do not fit the data.
-        SourceError: the weights cannot be read.
+        SettingError: The model cannot be created, or the weights do not fit the data.
+        SourceError: The weights cannot be read.
     """
     torch.manual_seed(setup.recipe.training.seed)
     # On the CPU, so that the initial weights do not depend on the device.
@@ -237,7 +237,7 @@ def prepare_task(
         views: Input images per sample in a step; None where samples differ in that.
 
     Raises:
-        SettingError: the recipe does not fit the machine.
+        SettingError: The recipe does not fit the machine.
     """
     settings = setup.recipe.training
     if setup.recipe.mode == "linear-probe" and distributed.world_size() > 1 and settings.accumulate > 1:
@@ -312,7 +312,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         The exit code: 0, or `training.STOPPED`.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or written.
+        SgdataError: The run in the folder is another, or a file cannot be read or written.
     """
     if paths.dry_run:
         print(training.describe_run(task))
@@ -333,7 +333,7 @@ def score(
     """Score a model without training it, as a run of its own; return the exit code.
 
     Raises:
-        SgdataError: the run in the folder is another, or a file cannot be read or written.
+        SgdataError: The run in the folder is another, or a file cannot be read or written.
     """
     model.to(setup.launch.device)
     if paths.dry_run:

@@ -64,7 +64,7 @@ def logistic(features: Tensor, bank: Tensor, targets: Tensor, *, single: bool, s
         strength: Strength of the L2 penalty, the reciprocal of scikit-learn's C.
 
     Raises:
-        SettingError: scikit-learn is not installed, or the training samples are of one class.
+        SettingError: Scikit-learn is not installed, or the training samples are of one class.
     """
     try:
         from sklearn.exceptions import ConvergenceWarning

@@ -153,8 +153,8 @@ def steps(
         Each step, whose result is read before the next is yielded.
 
     Raises:
-        SettingError: a micro-batch is too small for the model.
-        NotFiniteError: the loss or a gradient of a step is not finite; the message names the samples, and the weights
+        SettingError: A micro-batch is too small for the model.
+        NotFiniteError: The loss or a gradient of a step is not finite; the message names the samples, and the weights
             are those of the step before.
     """
     batches, last = iter(source), None

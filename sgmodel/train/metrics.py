@@ -24,10 +24,10 @@ class Scores:
     """Scores of a confusion matrix, shares 0-1; None for a class in neither the targets nor the predictions.
 
     Attributes:
-        oa: overall accuracy.
-        iou: intersection over union by class.
-        recall: recall by class.
-        precision: precision by class.
+        oa: Overall accuracy.
+        iou: Intersection over union by class.
+        recall: Recall by class.
+        precision: Precision by class.
     """
 
     oa: float

@@ -120,7 +120,7 @@ def prepare(out: Path, recipe: Any, contract: Contract, *, fresh: bool, free: fr
     Raises:
         OutputError: `out` holds a run with another recipe, or cannot be written.
         SettingError: `out` holds a run on other data.
-        SourceError: the checkpoint of the run is not as it was written.
+        SourceError: The checkpoint of the run is not as it was written.
     """
     if distributed.is_main_process():
         _prepare(out, recipe, contract, fresh=fresh, free=free)
@@ -161,7 +161,7 @@ def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict
     """Return the settings that differ from those of the run in `out`, each with its value before and now.
 
     Raises:
-        OutputError: one of them is not `free`, or the end is earlier.
+        OutputError: One of them is not `free`, or the end is earlier.
     """
     import tomllib
 
@@ -217,7 +217,7 @@ def save(
         average: Running average of the weights; empty if there is none.
 
     Raises:
-        OutputError: a file cannot be written.
+        OutputError: A file cannot be written.
     """
     # Gathering is collective, so that it precedes the return of the other ranks.
     states = (model.state_dict(), optim.state(optimizer, model), average)
@@ -243,7 +243,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         folder: The folder to replace, which need not exist.
 
     Raises:
-        OutputError: a folder cannot be renamed.
+        OutputError: A folder cannot be renamed.
     """
     new, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
     for left in (new, old):  # by a run that was killed at this point
@@ -270,7 +270,7 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
         The running average of the weights; empty if there is none.
 
     Raises:
-        SourceError: a file is damaged or belongs to another model.
+        SourceError: A file is damaged or belongs to another model.
     """
     saved, own = _tensors(out / LAST / checkpoint_folder.WEIGHTS), model.state_dict()
     if saved.keys() != own.keys():
@@ -315,7 +315,7 @@ class Log:
 
         Raises:
             SettingError: TensorBoard is not installed.
-            OutputError: a file cannot be written.
+            OutputError: A file cannot be written.
         """
         self.lead = distributed.is_main_process()
         self.recent: list[loop.Step] = []

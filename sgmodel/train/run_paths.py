@@ -72,8 +72,8 @@ def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: f
     Several folders of one dataset have names of their own: NAME, or that of the folder.
 
     Raises:
-        SettingError: no folder was given, a folder holds another dataset than NAME, or one was given twice.
-        SourceError: a URL cannot be read.
+        SettingError: No folder was given, a folder holds another dataset than NAME, or one was given twice.
+        SourceError: A URL cannot be read.
     """
     if not texts:
         raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
@@ -95,8 +95,8 @@ def join(named: Mapping[str, Path]) -> Path:
     """Return one folder with the samples of all folders of shards, a temporary one of links where they are several.
 
     Raises:
-        SettingError: bands, labels or members differ, a sample is in two of them, or one is at a URL.
-        SourceError: a folder is damaged.
+        SettingError: Bands, labels or members differ, a sample is in two of them, or one is at a URL.
+        SourceError: A folder is damaged.
     """
     folders = list(named.values())
     if len(folders) == 1:

@@ -33,7 +33,7 @@ def wrap(
         recompute: Whether to recompute activations in the backward pass.
 
     Raises:
-        SettingError: the settings do not go together, or do not fit the model or the device.
+        SettingError: The settings do not go together, or do not fit the model or the device.
     """
     # Before sharding: FSDP wraps the blocks in their current form.
     if recompute:
