@@ -57,6 +57,8 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
             inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
             return _native(reader, inside, nodata, beyond)
 
+    if "://" in href:
+        source = reader.identify(_find_source(whole, grid) if window is None else window)
     yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
 
 
@@ -84,17 +86,23 @@ def _native(reader: ChunkReader, window: Window, nodata: float | None, beyond: i
         yield values
 
 
+def _find_source(whole: Grid, part: Grid) -> Window:
+    """Return the window of an array that a part of a grid of another CRS is warped from."""
+    from rasterio.warp import transform_bounds
+
+    bounds = transform_bounds(part.crs, whole.crs, *part.bounds, densify_pts=64)
+    return grids.window_over(whole, bounds, margin=WARP_MARGIN_PX)
+
+
 def _warped(
     reader: ChunkReader, request: WindowRequest, header: geotiff.Header, part: Grid, beyond: int
 ) -> Iterator[Array]:
     """Yield a part of a grid of another CRS, warped as files are: through a file in memory of the pixels around it."""
     from rasterio.io import MemoryFile
     from rasterio.transform import Affine
-    from rasterio.warp import transform_bounds
     from rasterio.windows import Window as RasterWindow
 
-    bounds = transform_bounds(part.crs, header.grid.crs, *part.bounds, densify_pts=64)
-    window = grids.window_over(header.grid, bounds, margin=WARP_MARGIN_PX)
+    window = _find_source(header.grid, part)
     height, width = header.grid.shape
     with MemoryFile() as memory:
         # Of the size of the whole array, so that positions are computed from the same numbers; only blocks that are

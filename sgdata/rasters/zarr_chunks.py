@@ -9,18 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sgdata import urls
+from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.limits import BLOCK_BYTES
 from sgdata.rasters import blosc_frames, checksums
 from sgdata.rasters.zarr_metadata import ZarrArray
-from sgdata.remote.objects import Folder
+from sgdata.remote.objects import HEAD_BYTES, Folder, StoredObject
 from sgdata.types import Array, Window
 
 SECTION_BYTES = 1 << 24
 """Decoded bytes of a chunk that are held at a time."""
-FIRST_BYTES = 1 << 13
-"""Bytes of a chunk that are read first: its header, and the table of up to 2000 blocks."""
 GAP_BYTES = 1 << 16
 """Ranges that lie closer are read as one."""
 CRC_BYTES = 4
@@ -56,7 +53,8 @@ class ChunkReader:
 
     array: ZarrArray
     folder: Folder
-    _indices: dict[str, Array | None] = field(default_factory=dict, init=False)
+    _objects: dict[str, StoredObject | None] = field(default_factory=dict, init=False)
+    _indices: dict[str, Array] = field(default_factory=dict, init=False)
     _blocks: dict[Place, _Blocks] = field(default_factory=dict, init=False)
     _whole: dict[Place, bytes] = field(default_factory=dict, init=False)
 
@@ -93,13 +91,25 @@ class ChunkReader:
                 self._whole.clear()
             row = stop
 
+    def identify(self, window: Window) -> str:
+        """Return what differs once an object with pixels of a window has changed; "" if the store does not say.
+
+        Raises SourceError if one cannot be read.
+        """
+        height, width = self.array.chunks
+        rows = range(window.row // height, -(-(window.row + window.height) // height) if window.height else 0)
+        cols = range(window.col // width, -(-(window.col + window.width) // width) if window.width else 0)
+        found = [self._open(self.array.key((i, j))) for i in rows for j in cols]
+        known = [None if one is None else one.identity for one in found]
+        return "" if "" in known else files.sha256(files.canonical_json([*known, repr(self.array)]))
+
     def line(self) -> Array:
         """Return the values of an array of one dimension. Raises SourceError."""
         parts = []
         for n in range(-(-self.array.shape[0] // self.array.inner[0])):
             values = self._values(self._find((n,)), 0, self.array.chunk_bytes)
             if values is None:
-                raise SourceError(f"{self._shown(self.array.key((n,)))}: does not exist; leave it out")
+                raise SourceError(f"{self.folder.at(self.array.key((n,)))}: does not exist; leave it out")
             parts.append(values)
         return np.concatenate(parts)[: self.array.shape[0]]
 
@@ -133,120 +143,120 @@ class ChunkReader:
             return Place(self.array.key(place))
         counts = tuple(outer // inner for outer, inner in zip(self.array.chunks, shards.chunks, strict=True))
         key = self.array.key(tuple(n // count for n, count in zip(place, counts, strict=True)))
-        if key not in self._indices:
-            self._indices[key] = self._read_index(key, math.prod(counts))
-        index = self._indices[key]
-        if index is None:
+        stored = self._open(key)
+        if stored is None:
             return None
+        if key not in self._indices:
+            self._indices[key] = self._read_index(stored, math.prod(counts))
         inside = np.ravel_multi_index(tuple(n % count for n, count in zip(place, counts, strict=True)), counts)
-        start, size = map(int, index[inside])
+        start, size = map(int, self._indices[key][inside])
         if start == size == ABSENT:
             return None
-        # More than a chunk can take even if its codec expands it.
-        if start > ABSENT // 2 or size > 2 * self.array.chunk_bytes + FIRST_BYTES:
-            raise SourceError(f"{self._shown(key)}: shard has a chunk of {size:,} bytes at {start:,}; leave it out")
+        if start + size > stored.size:
+            raise SourceError(f"{stored.shown}: shard has a chunk of {size:,} bytes at {start:,}; leave it out")
         return Place(key, start, start + size)
 
-    def _read_index(self, key: str, count: int) -> Array | None:
-        """Return the starts and sizes of the chunks in a shard, (count, 2); None if it does not exist."""
+    def _read_index(self, stored: StoredObject, count: int) -> Array:
+        """Return the starts and sizes of the chunks in a shard, (count, 2)."""
         shards = self.array.shards
         assert shards is not None
         size = 16 * count + CRC_BYTES * len(shards.index_codecs)
-        content = self.folder.read_range(key, 0, size) if shards.index_first else self.folder.read_range(key, -size)
-        if content is None:
-            return None
-        if len(content) != size:
-            raise SourceError(f"{self._shown(key)}: shard ends inside its index; fetch it again or leave it out")
+        at = 0 if shards.index_first else stored.size - size
+        content = stored.read(at, at + size)
         for _ in shards.index_codecs:
-            content = _checked(content, self._shown(key))
+            content = _checked(content, stored.shown)
         return np.frombuffer(content, "<u8").reshape(count, 2)
 
-    def _shown(self, key: str) -> str:
-        return urls.without_secrets(self.folder.at(key))
+    def _open(self, key: str) -> StoredObject | None:
+        """Open an object of the array, once; None if it does not exist."""
+        if key not in self._objects:
+            self._objects[key] = self.folder.open(key)
+        return self._objects[key]
 
-    def _bytes(self, where: Place, start: int, stop: int | None) -> bytes | None:
-        """Return stored bytes of a chunk, from `start` on; fewer where it ends before `stop`."""
-        end = where.stop
-        if stop is not None:
-            end = where.start + stop if end is None else min(where.start + stop, end)
-        if end is None:  # as much as a chunk can take, and one byte more
-            end = where.start + 2 * self.array.chunk_bytes + FIRST_BYTES + 1
-            BLOCK_BYTES.check(self.array.chunk_bytes, self._shown(where.key))
-        return self.folder.read_range(where.key, where.start + start, end)
+    def _stored(self, where: Place) -> tuple[StoredObject, int, int] | None:
+        """Return the object of a chunk, and the first and one past the last of its bytes there; None without one."""
+        stored = self._open(where.key)
+        if stored is None:
+            return None
+        stop = stored.size if where.stop is None else where.stop
+        # More than a chunk can take even where a codec expands it.
+        if stop - where.start > 2 * self.array.chunk_bytes + HEAD_BYTES:
+            size = f"{stop - where.start:,} bytes, decoded it has {self.array.chunk_bytes:,} by its array"
+            raise SourceError(f"{stored.shown}: chunk of {size}; leave it out")
+        return stored, where.start, stop
 
     # --- decoding --------------------------------------------------------------------------
 
     def _plain(self, where: Place, start: int, stop: int) -> bytes | None:
         """Return bytes of a chunk that is not compressed."""
-        content = self._bytes(where, start, stop)
-        if content is not None and len(content) != stop - start:
-            raise SourceError(f"{self._shown(where.key)}: chunk ends too soon; fetch it again or leave it out")
-        return content
+        found = self._stored(where)
+        if found is None:
+            return None
+        stored, base, end = found
+        if end - base != self.array.chunk_bytes:
+            size = f"{end - base:,} bytes, its array says {self.array.chunk_bytes:,}"
+            raise SourceError(f"{stored.shown}: chunk has {size}; leave it out")
+        return stored.read(base + start, base + stop)
 
     def _decoded(self, where: Place) -> bytes | None:
         """Return a chunk decoded as a whole."""
         if where not in self._whole:
-            content = self._bytes(where, 0, None)
-            if content is None:
+            found = self._stored(where)
+            if found is None:
                 return None
-            self._whole[where] = decode(
-                content, self.array.inner_codecs, self.array.chunk_bytes, self._shown(where.key)
-            )
+            stored, base, end = found
+            content = stored.read(base, end)
+            self._whole[where] = decode(content, self.array.inner_codecs, self.array.chunk_bytes, stored.shown)
         return self._whole[where]
 
     def _from_blocks(self, where: Place, start: int, stop: int) -> bytes | None:
         """Return bytes of a chunk that is a Blosc frame, of which only the blocks that hold them are read."""
-        blocks = self._blocks.get(where)
-        head = b""
-        if blocks is None:
-            found = self._bytes(where, 0, FIRST_BYTES)
-            if found is None:
-                return None
-            head = found
-            blocks = self._blocks[where] = self._parse_blocks(where, head)
+        found = self._stored(where)
+        if found is None:
+            return None
+        stored, base, end = found
+        if where not in self._blocks:
+            self._blocks[where] = self._parse_blocks(stored, base, end)
+        blocks = self._blocks[where]
         frame = blocks.frame
         if frame.is_raw:
-            at = blosc_frames.HEADER_BYTES
-            return self._plain(where, at + start, at + stop)
+            base += blosc_frames.HEADER_BYTES
+            return stored.read(base + start, base + stop)
         low, high = start // frame.block, -(-stop // frame.block)
-        parts = self._read_spans(where, blocks.spans[low:high], head)
+        parts = _read_spans(stored, base, blocks.spans[low:high])
         size = min(high * frame.block, frame.size) - low * frame.block
-        content = decode_blosc(blosc_frames.assemble(frame, parts, low), size, self._shown(where.key))
+        content = decode_blosc(blosc_frames.assemble(frame, parts, low), size, stored.shown)
         return content[start - low * frame.block : stop - low * frame.block]
 
-    def _parse_blocks(self, where: Place, head: bytes) -> _Blocks:
-        origin = self._shown(where.key)
-        frame = blosc_frames.parse_header(head, self.array.chunk_bytes, origin)
-        if where.stop is not None and frame.stored > where.stop - where.start:
-            raise SourceError(f"{origin}: Blosc frame of {frame.stored:,} bytes ends behind its chunk; leave it out")
+    def _parse_blocks(self, stored: StoredObject, base: int, end: int) -> _Blocks:
+        head = stored.read(base, min(base + HEAD_BYTES, end))
+        frame = blosc_frames.parse_header(head, self.array.chunk_bytes, stored.shown)
+        if frame.stored > end - base:
+            reason = f"chunk ends too soon, after {end - base:,} of {frame.stored:,} bytes"
+            raise SourceError(f"{stored.shown}: {reason}; fetch it again or leave it out")
         if frame.is_raw:
             return _Blocks(frame=frame, spans=())
         table = head[blosc_frames.HEADER_BYTES : frame.data_start]
         if len(head) < frame.data_start:
-            rest = self._plain(where, len(head), frame.data_start)
-            table += rest or b""
-        return _Blocks(frame=frame, spans=blosc_frames.find_blocks(frame, table, origin))
+            table += stored.read(base + len(head), base + frame.data_start)
+        return _Blocks(frame=frame, spans=blosc_frames.find_blocks(frame, table, stored.shown))
 
-    def _read_spans(self, where: Place, spans: tuple[tuple[int, int], ...], head: bytes) -> list[bytes]:
-        """Return the bytes of each span; spans that lie close to each other are read together."""
-        ranges: list[tuple[int, int]] = []
-        for start, stop in sorted(spans):
-            if ranges and start - ranges[-1][1] <= GAP_BYTES:
-                ranges[-1] = (ranges[-1][0], max(stop, ranges[-1][1]))
-            else:
-                ranges.append((start, stop))
-        held = {}
-        for start, stop in ranges:
-            found = head[start:stop] if stop <= len(head) else self._plain(where, start, stop)
-            if found is None:
-                raise SourceError(f"{self._shown(where.key)}: vanished while it was read; try again")
-            held[start] = found
-        starts = [start for start, _ in ranges]
-        parts = []
-        for start, stop in spans:
-            base = starts[int(np.searchsorted(starts, start, side="right")) - 1]
-            parts.append(held[base][start - base : stop - base])
-        return parts
+
+def _read_spans(stored: StoredObject, base: int, spans: tuple[tuple[int, int], ...]) -> list[bytes]:
+    """Return the bytes of each span of a chunk that begins at `base`; those that lie close are read together."""
+    runs: list[tuple[int, int]] = []
+    for start, stop in sorted(spans):
+        if runs and start - runs[-1][1] <= GAP_BYTES:
+            runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+        else:
+            runs.append((start, stop))
+    held = [stored.read(base + start, base + stop) for start, stop in runs]
+    starts = [start for start, _ in runs]
+    parts = []
+    for start, stop in spans:
+        run = int(np.searchsorted(starts, start, side="right")) - 1
+        parts.append(held[run][start - starts[run] : stop - starts[run]])
+    return parts
 
 
 def decode(content: bytes, codecs: tuple[str, ...], size: int, origin: str) -> bytes:

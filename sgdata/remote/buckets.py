@@ -16,6 +16,7 @@ from sgdata import urls
 from sgdata.limits import Limit
 
 if TYPE_CHECKING:
+    from pyarrow import NativeFile
     from pyarrow.fs import FileSystem
 
 CREDENTIALS = (
@@ -65,6 +66,15 @@ def read_object(href: str, limit: Limit) -> bytes:
         content: bytes = stream.read(limit.most + 1)
     limit.check(len(content), urls.without_secrets(href))
     return content
+
+
+def open_object(href: str) -> NativeFile:
+    """Open a file in a bucket of Amazon's or Google's kind, to read parts of it. Errors are as of `read_object`."""
+    scheme, bucket, path = urlsplit(href)[:3]
+    if scheme == "az":
+        raise ValueError("parts of files in az:// are not read; give their https:// addresses")
+    store = _s3(href) if scheme == "s3" else _gs()
+    return store.open_input_file(bucket + path)
 
 
 def _s3(href: str) -> FileSystem:

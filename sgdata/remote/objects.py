@@ -1,4 +1,4 @@
-"""Read whole objects and byte ranges of them, on disk or on a server; one that does not exist is no error.
+"""Read objects below a folder, on disk, on a web server or in a bucket: byte ranges of them, or small ones as a whole.
 
 Stores of many objects, such as Zarr, leave out those without data. Only a plain answer that an object does not exist
 counts as that: any other failure is an error.
@@ -6,13 +6,47 @@ counts as that: any other failure is an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.limits import Limit
-from sgdata.remote.access import Access
+from sgdata.remote import identity, ranges
+from sgdata.remote.access import Access, access_of
+from sgdata.remote.ranges import Patience
+
+HEAD_BYTES = 1 << 13
+"""Bytes that are read of an object when it is opened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An open object.
+
+    Attributes:
+        shown: address for messages.
+        size: number of bytes.
+        identity: what differs once the object has changed; "" if the store does not say.
+        head: its first bytes.
+        fetch: function that reads other bytes, from a first to one past the last.
+    """
+
+    shown: str
+    size: int
+    identity: str
+    head: bytes = field(repr=False)
+    fetch: Callable[[int, int], bytes] = field(repr=False)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes `start` to `stop` (exclusive). Raises SourceError if it ends before, or cannot be read."""
+        if not 0 <= start <= stop <= self.size:
+            raise SourceError(f"{self.shown}: ends too soon, after {self.size:,} bytes; fetch it again or leave it out")
+        content = self.head[start:stop] if stop <= len(self.head) else self.fetch(start, stop)
+        if len(content) != stop - start:
+            raise SourceError(f"{self.shown}: changed while it was read; try again")
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,54 +56,110 @@ class Folder:
     Attributes:
         href: absolute path or URL, admitted by `access.admit` where a document names it.
         access: hosts that may be asked; None: those of an address that the user named.
+        patience: how often requests are repeated.
     """
 
     href: str
     access: Access | None = None
+    patience: Patience = field(default_factory=Patience)
 
     def at(self, key: str) -> str:
         """Return the address of an object; for messages, pass it through `urls.without_secrets`."""
         return urls.joined(self.href, key) if "://" in self.href else f"{self.href}/{key}"
 
-    def read(self, key: str, limit: Limit) -> bytes | None:
-        """Return an object, None if it does not exist. Raises SourceError if it cannot be read or is too large."""
-        found = self.read_range(key, 0, limit.most + 1)
-        if found is None:
-            return None
-        limit.check(len(found), urls.without_secrets(self.at(key)))
-        return found
-
-    def read_range(self, key: str, start: int, stop: int | None = None) -> bytes | None:
-        """Return bytes of an object.
+    def open(self, key: str) -> StoredObject | None:
+        """Open an object.
 
         Args:
-            key: name of the object below the folder; never the text of a document.
-            start: first byte; negative: counted from the end.
-            stop: one past the last byte; None: the end.
+            key: its name below the folder; never the text of a document.
 
         Returns:
-            The bytes, fewer where the object ends before `stop`; None if it does not exist.
+            The object; None if it does not exist.
 
         Raises:
             SourceError: it cannot be read.
         """
-        if "://" not in self.href:
-            return _read_file(Path(self.href), key, start, stop)
-        raise SourceError(f"{urls.without_secrets(self.href)}: Zarr is read from disk only; download it")
+        href = self.at(key)
+        if href.startswith(("s3://", "gs://", "az://")):
+            return _open_in_bucket(href)
+        if "://" in href:
+            return _open_on_server(href, self.access or access_of(href), self.patience)
+        return _open_file(Path(self.href), key)
+
+    def read(self, key: str, limit: Limit) -> bytes | None:
+        """Return an object, None if it does not exist. Raises SourceError if it cannot be read or is too large."""
+        found = self.open(key)
+        if found is None:
+            return None
+        limit.check(found.size, found.shown)
+        return found.read(0, found.size)
 
 
-def _read_file(root: Path, key: str, start: int, stop: int | None) -> bytes | None:
+def _open_file(root: Path, key: str) -> StoredObject | None:
     path = root / key
+
+    def fetch(start: int, stop: int) -> bytes:
+        try:
+            with path.open("rb", buffering=0) as handle:
+                handle.seek(start)
+                return handle.read(stop - start)
+        except OSError as error:
+            raise SourceError(_unreadable(str(path), error.strerror)) from error
+
     try:
         if not path.exists():
             return None
         # A link or a pipe, which a store has no reason to hold, would lead elsewhere or never end.
         if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
             raise SourceError(f"{path}: is no file of its store; leave it out")
-        with path.open("rb") as handle:
-            size = handle.seek(0, 2)
-            first = max(size + start, 0) if start < 0 else start
-            handle.seek(first)
-            return handle.read(max((size if stop is None else min(stop, size)) - first, 0))
+        size = path.stat().st_size
     except OSError as error:
-        raise SourceError(f"{path}: cannot be read: {error.strerror}; fetch it again or leave it out") from error
+        raise SourceError(_unreadable(str(path), error.strerror)) from error
+    head = fetch(0, min(size, HEAD_BYTES))
+    return StoredObject(shown=str(path), size=size, identity="", head=head, fetch=fetch)
+
+
+def _open_on_server(url: str, access: Access, patience: Patience) -> StoredObject | None:
+    shown = urls.without_secrets(url)
+    try:
+        file, head = ranges.open_file(url, access, first_bytes=HEAD_BYTES, patience=patience)
+    except ranges.MissingError:
+        return None
+    except ranges.NoRangesError as error:
+        raise SourceError(f"{shown}: server gives no ranges ({error!s:.80}); download the product") from None
+
+    def fetch(start: int, stop: int) -> bytes:
+        try:
+            return bytes(ranges.read(file, start, stop, patience))
+        except ranges.ChangedError as error:
+            raise SourceError(f"{shown}: changed while it was read; try again") from error
+
+    known = identity.of_headers(file.etag, file.modified, file.size)
+    return StoredObject(shown=shown, size=file.size, identity=known, head=head, fetch=fetch)
+
+
+def _open_in_bucket(href: str) -> StoredObject | None:
+    from sgdata.remote import buckets  # not at the top: most products lie in no bucket
+
+    shown = urls.without_secrets(href)
+    try:
+        file = buckets.open_object(href)
+        size = file.size()
+
+        def fetch(start: int, stop: int) -> bytes:
+            try:
+                content: bytes = file.read_at(stop - start, start)
+                return content
+            except OSError as error:
+                raise SourceError(_unreadable(shown, str(error))) from error
+
+        head = fetch(0, min(size, HEAD_BYTES))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise SourceError(_unreadable(shown, str(error))) from error
+    return StoredObject(shown=shown, size=size, identity="", head=head, fetch=fetch)
+
+
+def _unreadable(shown: str, reason: str | None) -> str:
+    return f"{shown}: cannot be read: {urls.redact(' '.join(str(reason).split())):.160}; fetch it again or leave it out"

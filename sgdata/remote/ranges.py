@@ -49,6 +49,10 @@ class ChangedError(Exception):
     """A file is not the one that its first answer described."""
 
 
+class MissingError(SourceError):
+    """A server says that a file does not exist."""
+
+
 class FailedError(retry.TransientError):
     """A request failed in a way that may pass; `busy` says that the server wants fewer."""
 
@@ -144,7 +148,8 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
     """
 
     def attempt(refused: bool) -> memoryview:
-        return _read_with_session(file, start, stop) if refused else _read_with_obstore(file, start, stop)
+        by_session = refused or not is_plain(file.url)
+        return _read_with_session(file, start, stop) if by_session else _read_with_obstore(file, start, stop)
 
     content: memoryview = patiently(attempt, host_limits.of_host(file.host), patience, file.url)
     return content
@@ -216,11 +221,12 @@ def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> t
 
 def _refuse(url: str, status: int) -> None:
     """Raise SourceError for a response that no second try changes, except with another signature."""
+    kind = MissingError if status == 404 else SourceError
     try:
         raise PermissionError(f"HTTP response code {status}")
     except PermissionError as error:
         headers = " (the server may want headers in GDAL_HTTP_HEADERS)" if status in (401, 403) else ""
-        raise SourceError(_unreadable(url, f"{error}{headers}")) from error
+        raise kind(_unreadable(url, f"{error}{headers}")) from error
 
 
 def _read_with_session(file: RemoteFile, start: int, stop: int) -> memoryview:
