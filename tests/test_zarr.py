@@ -96,6 +96,10 @@ def opened(path: Path) -> zarr_chunks.ChunkReader:
     return zarr_chunks.ChunkReader(array=array, folder=Folder(href=str(path)))
 
 
+def read(path: Path, window: Window, fill: int) -> Array:
+    return np.concatenate([*map(np.copy, opened(path).strips(window, fill))])
+
+
 def compare_windows(path: Path, expected: Array) -> None:
     """Compare windows read by this project with an array that the zarr library wrote."""
     rng = np.random.default_rng(1)
@@ -105,9 +109,9 @@ def compare_windows(path: Path, expected: Array) -> None:
         window = Window(
             row=row, col=col, height=int(rng.integers(1, height - row + 1)), width=int(rng.integers(1, width - col + 1))
         )
-        strips = list(opened(path).strips(window, 7))
-        assert np.array_equal(np.concatenate(strips), expected[window.slices])
-        assert strips[0].dtype.isnative
+        values = read(path, window, 7)
+        assert np.array_equal(values, expected[window.slices])
+        assert values.dtype.isnative
 
 
 @pytest.mark.parametrize("codec", V2_CODECS)
@@ -151,7 +155,7 @@ def test_chunks_that_do_not_exist_have_no_data(tmp_path: Path, index: Any) -> No
     whole = Window(row=0, col=0, height=300, width=400)
     holed[100:200, :128] = 9
     holed[:, 256:] = 9
-    assert np.array_equal(np.concatenate(list(opened(tmp_path / "a").strips(whole, 9))), holed)
+    assert np.array_equal(read(tmp_path / "a", whole, 9), holed)
 
 
 def test_a_few_rows_read_a_few_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,18 +164,18 @@ def test_a_few_rows_read_a_few_blocks(tmp_path: Path, monkeypatch: pytest.Monkey
     about: Any = {"shape": noise.shape, "chunks": noise.shape, "dtype": "<u2"}
     codec = numcodecs.Blosc("zstd", 3, 2)
     zarr.create_array(tmp_path / "a", **about, compressors=codec, zarr_format=2, fill_value=0)[:] = noise
-    read, plain = [], objects.StoredObject.read
+    sizes, plain = [], objects.StoredObject.read
 
     def counted(self: objects.StoredObject, start: int, stop: int) -> bytes:
-        read.append(stop - start)
+        sizes.append(stop - start)
         return plain(self, start, stop)
 
     monkeypatch.setattr(objects.StoredObject, "read", counted)
     window = Window(row=2000, col=3000, height=404, width=404)
-    values = np.concatenate(list(opened(tmp_path / "a").strips(window, 0)))
+    values = read(tmp_path / "a", window, 0)
     assert np.array_equal(values, noise[window.slices])
-    assert len(read) <= 6  # header and table, then runs of blocks, which threads may store in any order
-    assert sum(read) <= 0.085 * (tmp_path / "a" / "0.0").stat().st_size
+    assert len(sizes) <= 6  # header and table, then runs of blocks, which threads may store in any order
+    assert sum(sizes) <= 0.085 * (tmp_path / "a" / "0.0").stat().st_size
 
 
 # --- products ------------------------------------------------------------------------------
@@ -365,6 +369,8 @@ SHARD: dict[str, Any] = {
         ),
         ({"storage_transformers": [{}]}, "has storage_transformers"),
         ({"fill_value": "0x00"}, "fill_value is '0x00'"),
+        ({"codecs": [{"name": "bytes", "configuration": {"endian": []}}]}, "endian [], expected"),
+        ({"chunk_key_encoding": {"name": "v2", "configuration": {"separator": []}}}, "separator of chunk keys is []"),
         ({"shape": [8, True]}, "expected positive whole numbers"),
     ],
 )
@@ -395,11 +401,11 @@ def test_damaged_index_of_a_shard_is_refused(tmp_path: Path, at: int, value: int
     content[start + at : start + at + 8] = struct.pack("<Q", value)
     path.write_bytes(content)
     with pytest.raises(SourceError, match="checksum CRC-32C differs"):
-        list(opened(tmp_path / "a").strips(whole, 0))
+        read(tmp_path / "a", whole, 0)
     content[-4:] = struct.pack("<I", checksums.crc32c(bytes(content[start:-4])))
     path.write_bytes(content)
     with pytest.raises(SourceError, match="shard has a chunk of|ends too soon"):
-        list(opened(tmp_path / "a").strips(whole, 0))
+        read(tmp_path / "a", whole, 0)
 
 
 # --- real metadata -------------------------------------------------------------------------

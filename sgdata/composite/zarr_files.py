@@ -27,6 +27,16 @@ WARP_MARGIN_PX = 8
 @contextmanager
 def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the array of a window and compare its metadata with its item. Raises SourceError, also while it is read."""
+    try:
+        yield _open(request, href)
+    except SourceError as error:
+        if str(error).startswith(request.name):
+            raise
+        # Addresses of chunks end with numbers: of a message without its folders those alone would be left.
+        raise SourceError(f"{request.name}: {error}") from error.__cause__
+
+
+def _open(request: WindowRequest, href: str) -> SceneFile:
     if href.startswith("/vsi"):
         raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
     source = identity.identify_address(href, request.access) or ""  # before, so that a change meanwhile is noticed
@@ -59,7 +69,7 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
     if "://" in href:
         source = reader.identify(_find_source(whole, grid) if window is None else window)
-    yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
+    return SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
 
 
 def _block_shape(reader: ChunkReader) -> tuple[int, int]:

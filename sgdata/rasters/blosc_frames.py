@@ -7,10 +7,11 @@ again, which the library decodes. Format: c-blosc, `README_CHUNK_FORMAT.rst`.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from sgdata.errors import SourceError
 
@@ -90,18 +91,16 @@ def find_blocks(frame: Frame, table: bytes, origin: str) -> tuple[tuple[int, int
     Raises:
         SourceError: the table leads outside the frame.
     """
-    starts = struct.unpack(f"<{frame.count}I", table[: 4 * frame.count])
-    # Threads append blocks in the order in which they finish: a block ends where the next one in the file begins.
-    order = sorted({*starts, frame.stored})
-    if order[0] < frame.data_start or order[-1] != frame.stored:
+    starts = np.frombuffer(table, "<u4", count=frame.count).astype(np.int64)
+    if starts.min() < frame.data_start or starts.max() >= frame.stored:
         raise SourceError(f"{origin}: table of Blosc blocks leads outside the chunk; leave it out")
-    ends = dict(itertools.pairwise(order))
-    if frame.stored in starts:
-        raise SourceError(f"{origin}: table of Blosc blocks has an empty one; leave it out")
-    return tuple((start, ends[start]) for start in starts)
+    # Threads append blocks in the order in which they finish: a block ends where the next one in the file begins.
+    order = np.append(np.unique(starts), frame.stored)
+    ends = order[np.searchsorted(order, starts, side="right")]
+    return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def assemble(frame: Frame, blocks: Sequence[bytes], first: int) -> bytes:
+def assemble(frame: Frame, blocks: Sequence[bytes | memoryview], first: int) -> bytes:
     """Return a frame of consecutive blocks of a compressed one.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import zlib
 from collections.abc import Iterator
@@ -16,8 +17,10 @@ from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote.objects import HEAD_BYTES, Folder, StoredObject
 from sgdata.types import Array, Window
 
-SECTION_BYTES = 1 << 24
-"""Decoded bytes of a chunk that are held at a time."""
+STRIP_BYTES = 1 << 21
+"""Rows of a chunk are decoded in strips of about this size, which stay in the caches of a processor."""
+AHEAD_STRIPS = 8
+"""Strips whose stored bytes are read at a time."""
 GAP_BYTES = 1 << 16
 """Ranges that lie closer are read as one."""
 CRC_BYTES = 4
@@ -43,6 +46,14 @@ class _Blocks:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Held:
+    """The stored bytes of some blocks of a chunk, from block `first` on."""
+
+    first: int
+    parts: list[memoryview]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ChunkReader:
     """Reads an array whose chunks lie in a folder.
 
@@ -56,7 +67,9 @@ class ChunkReader:
     _objects: dict[str, StoredObject | None] = field(default_factory=dict, init=False)
     _indices: dict[str, Array] = field(default_factory=dict, init=False)
     _blocks: dict[Place, _Blocks] = field(default_factory=dict, init=False)
+    _held: dict[Place, _Held] = field(default_factory=dict, init=False)
     _whole: dict[Place, bytes] = field(default_factory=dict, init=False)
+    _room: list[Array] = field(default_factory=list, init=False)
 
     def strips(self, window: Window, fill: int) -> Iterator[Array]:
         """Yield the window of an array of two dimensions from top to bottom.
@@ -66,29 +79,32 @@ class ChunkReader:
             fill: value where a chunk does not exist.
 
         Yields:
-            (h, W) strips in the byte order of this machine, which end where chunks end.
+            (h, W) strips in the byte order of this machine, which end where chunks end. They share memory: copy those
+            that must outlive the next one.
 
         Raises:
             SourceError: a chunk cannot be read, or is not what its array says.
         """
         height, width = self.array.inner
         row_bytes = width * np.dtype(self.array.dtype).itemsize
-        most = max(SECTION_BYTES // row_bytes, 1)
+        most = max(STRIP_BYTES // row_bytes, 1)
         bottom, right = window.row + window.height, window.col + window.width
+        room = np.empty((min(most, window.height), window.width), np.dtype(self.array.dtype).newbyteorder("="))
         row = window.row
         while row < bottom:
             top = row // height * height
-            stop = min(top + height, top + ((row - top) // most + 1) * most, bottom)
-            out = np.full((stop - row, window.width), fill, np.dtype(self.array.dtype).newbyteorder("="))
+            stop = min(top + height, row + most, bottom)
+            ahead = min(top + height, row + AHEAD_STRIPS * most, bottom)
+            out = room[: stop - row]
             for j in range(window.col // width, -(-right // width) if window.width else 0):
-                values = self.rows((row // height, j), row - top, stop - top)
-                if values is not None:
-                    left, far = max(j * width, window.col), min((j + 1) * width, right)
-                    out[:, left - window.col : far - window.col] = values[:, left - j * width : far - j * width]
+                left, far = max(j * width, window.col), min((j + 1) * width, right)
+                values = self._rows((row // height, j), row - top, stop - top, ahead - top)
+                there = np.s_[:, left - window.col : far - window.col]
+                out[there] = fill if values is None else values[:, left - j * width : far - j * width]
             yield out
             if stop - top == height:  # the next strip is in other chunks
-                self._blocks.clear()
-                self._whole.clear()
+                for kept in (self._blocks, self._held, self._whole):
+                    kept.clear()
             row = stop
 
     def identify(self, window: Window) -> str:
@@ -107,26 +123,27 @@ class ChunkReader:
         """Return the values of an array of one dimension. Raises SourceError."""
         parts = []
         for n in range(-(-self.array.shape[0] // self.array.inner[0])):
-            values = self._values(self._find((n,)), 0, self.array.chunk_bytes)
+            values = self._values(self._find((n,)), 0, self.array.chunk_bytes, self.array.chunk_bytes)
             if values is None:
                 raise SourceError(f"{self.folder.at(self.array.key((n,)))}: does not exist; leave it out")
-            parts.append(values)
+            parts.append(values.copy())
         return np.concatenate(parts)[: self.array.shape[0]]
 
-    def rows(self, place: tuple[int, int], first: int, last: int) -> Array | None:
-        """Return rows of a chunk, (last - first, W); None if it does not exist. Raises SourceError."""
+    def _rows(self, place: tuple[int, int], first: int, last: int, ahead: int) -> Array | None:
+        """Return rows of a chunk, (last - first, W), and read those before `ahead`; None if it does not exist."""
         width = self.array.inner[1]
         row_bytes = width * np.dtype(self.array.dtype).itemsize
-        values = self._values(self._find(place), first * row_bytes, last * row_bytes)
+        values = self._values(self._find(place), first * row_bytes, last * row_bytes, ahead * row_bytes)
         return None if values is None else values.reshape(last - first, width)
 
-    def _values(self, where: Place | None, start: int, stop: int) -> Array | None:
-        """Return the values in some of the decoded bytes of a chunk."""
+    def _values(self, where: Place | None, start: int, stop: int, ahead: int) -> Array | None:
+        """Return the values in some of the decoded bytes of a chunk, up to the next call."""
         if where is None:
             return None
+        content: bytes | memoryview | None
         codecs = self.array.inner_codecs
         if codecs == ("blosc",):
-            content = self._from_blocks(where, start, stop)
+            content = self._from_blocks(where, start, stop, ahead)
         elif codecs == ():
             content = self._plain(where, start, stop)
         else:
@@ -209,8 +226,8 @@ class ChunkReader:
             self._whole[where] = decode(content, self.array.inner_codecs, self.array.chunk_bytes, stored.shown)
         return self._whole[where]
 
-    def _from_blocks(self, where: Place, start: int, stop: int) -> bytes | None:
-        """Return bytes of a chunk that is a Blosc frame, of which only the blocks that hold them are read."""
+    def _from_blocks(self, where: Place, start: int, stop: int, ahead: int) -> bytes | memoryview | None:
+        """Return bytes of a chunk that is a Blosc frame, of which only the blocks up to `ahead` are read."""
         found = self._stored(where)
         if found is None:
             return None
@@ -223,10 +240,21 @@ class ChunkReader:
             base += blosc_frames.HEADER_BYTES
             return stored.read(base + start, base + stop)
         low, high = start // frame.block, -(-stop // frame.block)
-        parts = _read_spans(stored, base, blocks.spans[low:high])
+        held = self._held.get(where)
+        if held is None or not held.first <= low <= high <= held.first + len(held.parts):
+            spans = blocks.spans[low : -(-ahead // frame.block)]
+            held = self._held[where] = _Held(first=low, parts=_read_spans(stored, base, spans))
+        part = blosc_frames.assemble(frame, held.parts[low - held.first : high - held.first], low)
         size = min(high * frame.block, frame.size) - low * frame.block
-        content = decode_blosc(blosc_frames.assemble(frame, parts, low), size, stored.shown)
-        return content[start - low * frame.block : stop - low * frame.block]
+        room = self._buffer(size)
+        decode_blosc(part, room, stored.shown)
+        return room.data[start - low * frame.block : stop - low * frame.block]
+
+    def _buffer(self, size: int) -> Array:
+        """Return `size` bytes, the same memory each time: taking new memory costs half as much as decoding into it."""
+        if not self._room or self._room[0].size < size:
+            self._room[:] = [np.empty(size, np.uint8)]
+        return self._room[0][:size]
 
     def _parse_blocks(self, stored: StoredObject, base: int, end: int) -> _Blocks:
         head = stored.read(base, min(base + HEAD_BYTES, end))
@@ -242,7 +270,7 @@ class ChunkReader:
         return _Blocks(frame=frame, spans=blosc_frames.find_blocks(frame, table, stored.shown))
 
 
-def _read_spans(stored: StoredObject, base: int, spans: tuple[tuple[int, int], ...]) -> list[bytes]:
+def _read_spans(stored: StoredObject, base: int, spans: tuple[tuple[int, int], ...]) -> list[memoryview]:
     """Return the bytes of each span of a chunk that begins at `base`; those that lie close are read together."""
     runs: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
@@ -250,11 +278,11 @@ def _read_spans(stored: StoredObject, base: int, spans: tuple[tuple[int, int], .
             runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
         else:
             runs.append((start, stop))
-    held = [stored.read(base + start, base + stop) for start, stop in runs]
+    held = [memoryview(stored.read(base + start, base + stop)) for start, stop in runs]
     starts = [start for start, _ in runs]
     parts = []
     for start, stop in spans:
-        run = int(np.searchsorted(starts, start, side="right")) - 1
+        run = bisect.bisect_right(starts, start) - 1
         parts.append(held[run][start - starts[run] : stop - starts[run]])
     return parts
 
@@ -293,7 +321,9 @@ def _decompressed(content: bytes, name: str, size: int, origin: str) -> bytes:
         frame = blosc_frames.parse_header(content, size, origin)
         if frame.stored > len(content):
             raise SourceError(f"{origin}: chunk ends too soon; fetch it again or leave it out")
-        return decode_blosc(content[: frame.stored], size, origin)
+        room = np.empty(size, np.uint8)
+        decode_blosc(content[: frame.stored], room, origin)
+        return room.tobytes()
     try:
         if name == "zstd":
             out = bytearray(size)  # of the size that it must have: a frame may announce any
@@ -304,14 +334,13 @@ def _decompressed(content: bytes, name: str, size: int, origin: str) -> bytes:
         raise SourceError(f"{origin}: chunk cannot be decoded by {name}: {error!s:.80}; leave it out") from None
 
 
-def decode_blosc(frame: bytes, size: int, origin: str) -> bytes:
-    """Decode a Blosc frame of `size` bytes. Raises SourceError."""
+def decode_blosc(frame: bytes, out: Array, origin: str) -> None:
+    """Decode a Blosc frame into `out`, bytes of the size that it must have. Raises SourceError."""
     import imagecodecs
 
     try:
-        content = bytes(imagecodecs.blosc_decode(frame, numthreads=1, out=bytearray(size)))
+        content = imagecodecs.blosc_decode(frame, numthreads=1, out=out.data)
     except (imagecodecs.BloscError, ValueError) as error:
         raise SourceError(f"{origin}: chunk cannot be decoded by Blosc: {error!s:.80}; leave it out") from None
-    if len(content) != size:
-        raise SourceError(f"{origin}: chunk decodes to {len(content):,} bytes, expected {size:,}; leave it out")
-    return content
+    if len(content) != out.size:
+        raise SourceError(f"{origin}: chunk decodes to {len(content):,} bytes, expected {out.size:,}; leave it out")

@@ -162,7 +162,7 @@ def _chain(codecs: Any, origin: str, *, inside: bool = False) -> tuple[tuple[str
     (name, settings), rest = chain[0], tuple(_codec({"id": name}, origin) for name, _ in chain[1:])
     if name == "bytes":
         endian = settings.get("endian", "little")
-        if endian not in {"little", "big"}:
+        if endian not in ("little", "big"):
             raise SourceError(f"{origin}: endian {endian!r:.40}, expected 'little' or 'big'; leave it out")
         return rest, endian == "big", None
     if name != "sharding_indexed":
@@ -174,7 +174,7 @@ def _chain(codecs: Any, origin: str, *, inside: bool = False) -> tuple[tuple[str
     if index_big or not set(index) <= {"crc32c"}:
         raise SourceError(f"{origin}: the index of shards is compressed or big-endian; leave it out")
     location = settings.get("index_location", "end")
-    if location not in {"start", "end"}:
+    if location not in ("start", "end"):
         raise SourceError(f"{origin}: index_location {location!r:.40}, expected 'start' or 'end'; leave it out")
     chunks = _sizes(settings.get("chunk_shape"), "chunk_shape", origin)
     shards = Shards(chunks=chunks, codecs=inner, index_codecs=index, index_first=location == "start")
@@ -249,7 +249,7 @@ def _dtype(value: Any, origin: str) -> str:
 
 
 def _separator(value: Any, origin: str) -> str:
-    if value not in {".", "/"}:
+    if value not in (".", "/"):
         raise SourceError(f"{origin}: separator of chunk keys is {value!r:.40}, expected '.' or '/'; leave it out")
     return str(value)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numcodecs
 import numpy as np
 import synthetic
 import synthetic_build
@@ -26,7 +27,7 @@ from PIL import Image
 from sgdata import files, package_data, side_files
 from sgdata.labels import osm_elements
 from sgdata.rasters import cog, geotiff
-from sgdata.scenes import aoi, coverage, search
+from sgdata.scenes import aoi, coverage, eopf_items, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset
 from sgdata.types import Array, Grid, Window
@@ -61,6 +62,7 @@ def make(out: Path) -> None:
     _scenes(out, archive)
     _openstreetmap(out, archive)
     _rasters(out)
+    _zarr(out)
     _archives(out)
     _shards(out)
     _checkpoints(out)
@@ -139,6 +141,41 @@ def _openstreetmap(out: Path, archive: Path) -> None:
             writer.add(item)
     content = (out / "osm-xml/0/city.osm").read_bytes()
     _put(out, "osm-xml", 1, {"city.osm.gz": gzip.compress(content, mtime=0)})
+
+
+def _zarr(out: Path) -> None:
+    """Write the same band as a Zarr array of both formats: one Blosc frame, smaller chunks, shards with checksums."""
+    import warnings
+
+    import zarr
+
+    values = synthetic.reflectance((1, *GRID.shape), 5).astype(np.uint16)[0]
+    attributes = {
+        "proj:epsg": 32632, "proj:transform": [*GRID.transform, 0, 0, 1], "scale_factor": 0.0001, "add_offset": -0.1,
+    }  # fmt: skip
+    bits = zarr.codecs.BloscCodec(cname="zstd", clevel=3, shuffle="bitshuffle")
+    checked = [zarr.codecs.ZstdCodec(), zarr.codecs.Crc32cCodec()]
+    forms: tuple[dict[str, Any], ...] = (
+        {"zarr_format": 2, "chunks": GRID.shape, "compressors": numcodecs.Blosc("zstd", 3, 2, blocksize=4096)},
+        {"zarr_format": 3, "chunks": (32, 40), "compressors": bits},
+        {"zarr_format": 3, "chunks": (32, 40), "shards": (96, 120), "compressors": checked},
+    )
+    for number, form in enumerate(forms):
+        for reader in ("zarr-chunk", "zarr-metadata"):
+            store = out / reader / str(number) / "S.zarr"
+            root = zarr.create_group(store, zarr_format=form["zarr_format"])
+            array = {name: value for name, value in form.items() if name != "zarr_format"}
+            place = f"{eopf_items.REFLECTANCE}r10m/"
+            root.create_array(
+                f"{place}b02", shape=values.shape, dtype="u2", fill_value=0, attributes=attributes, **array
+            )[:] = values
+            west, north = GRID.origin
+            axes = {"x": west + 5 + 10 * np.arange(120), "y": north - 5 - 10 * np.arange(96)}
+            for name, line in axes.items():
+                root.create_array(f"{place}{name}", shape=line.shape, chunks=(50,), dtype="i8")[:] = line.astype(int)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # consolidated metadata are no part of format 3 yet
+                zarr.consolidate_metadata(store)
 
 
 def _rasters(out: Path) -> None:

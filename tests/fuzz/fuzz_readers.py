@@ -40,7 +40,7 @@ from sgdata.packing import pack, select, split_lists
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_jpeg, small_tiff
-from sgdata.scenes import aoi, build_cost, coverage, lock, product_metadata, search
+from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, tar_format, write_shards
 from sgmodel.checkpoints import cards, weight_files
@@ -105,6 +105,21 @@ def _stage(folder: Path, path: Path) -> None:
     window_staging.read_on_grid(window_staging.stage(piece), GRID, kernel="bilinear")
     if path.suffix == ".tif":  # only outputs of this project are hashed, and those are GeoTIFFs
         geotiff.hash_pixels(path)
+
+
+def _zarr(folder: Path, path: Path) -> None:
+    asset = Asset(href=str(folder / "S.zarr" / eopf_items.REFLECTANCE / "r10m" / "b02"))
+    piece = scene_files.WindowRequest(
+        name="B02", asset=asset, crs=GRID.crs, bounds=GRID.bounds, target=folder / "window"
+    )
+    window_staging.read_on_grid(window_staging.stage(piece), GRID, kernel="bilinear")
+    if path.name in ("zarr.json", ".zmetadata"):
+        product_metadata.offset(str(folder / "S.zarr" / ".zmetadata"))
+
+
+def blosc_header(content: bytes) -> tuple[int, ...]:
+    """Return what a reader of Blosc frames looks at first."""
+    return struct.unpack_from("<4B3I", content)
 
 
 def _small_image(folder: Path, path: Path) -> None:
@@ -407,6 +422,13 @@ READERS: dict[str, Reader] = {
     "overpass": Reader(targets=("answer.*",), mutate=_table_or_gzip(JSON), parse=_parse_json, read=_openstreetmap),
     "raster": Reader(targets=("band.tif",), mutate=mutators.mutate_tiff, parse=_parse_raster, read=_stage),
     "jp2": Reader(targets=("band.jp2",), mutate=mutators.header(400), parse=_parse_raster, read=_stage),
+    "zarr-metadata": Reader(
+        targets=("S.zarr/.zmetadata", "S.zarr/zarr.json"), mutate=JSON, parse=_parse_json, read=_zarr,
+    ),
+    "zarr-chunk": Reader(
+        targets=("**/b02/0.0", "**/b02/c/*/*", "**/x/0", "**/x/c/0"), mutate=mutators.header(400),
+        parse=blosc_header, read=_zarr,
+    ),
     "small-tiff": Reader(
         targets=("patch.*",), mutate=mutators.mutate_tiff, parse=_parse_small_image, read=_small_image
     ),
