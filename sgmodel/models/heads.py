@@ -203,6 +203,24 @@ class ChangeDetector(TaskModel):
         return functional.log_softmax(scores, dim=1)
 
 
+def build(kind: Kind, backbone: Backbone, classes: int, head: upernet.HeadConfig | None) -> TaskModel:
+    """Build the model of a kind with a fresh head.
+
+    Args:
+        kind: Kind of the model.
+        backbone: The backbone.
+        classes: Number of classes; a change detector has two.
+        head: Widths of the dense head; None for the released ones. A classifier has none.
+    """
+    match kind:
+        case "classifier":
+            return Classifier(backbone, classes)
+        case "segmenter":
+            return Segmenter(backbone, classes, head)
+        case "change":
+            return ChangeDetector(backbone, head)
+
+
 # --- linear probing ------------------------------------------------------------------------
 
 

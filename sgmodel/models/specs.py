@@ -152,14 +152,7 @@ class TaskSpec:
     def build(self) -> heads.TaskModel:
         """Build the model with fresh weights. Raises SettingError where recipe and bands do not fit."""
         backbone, head = factory.backbone(self.recipe, self.bands), self.recipe.head
-        model: heads.TaskModel
-        match self.kind:
-            case "classifier":
-                model = heads.Classifier(backbone, self.classes)
-            case "segmenter":
-                model = heads.Segmenter(backbone, self.classes, head)
-            case "change":
-                model = heads.ChangeDetector(backbone, head)
+        model = heads.build(self.kind, backbone, self.classes, head)
         model.recipe = self.recipe
         if self.probe:
             heads.probe(model)

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from importlib import import_module
+from typing import Any, get_args
 
-from sgmodel.train.program import Loaders, Program
-
-
-def _pretrain() -> Program[Any]:
-    from sgmodel.recipes import pretrain
-
-    return pretrain.PROGRAM
+from sgmodel.train.program import Loaders, Program, ProgramName
 
 
-def _contrast() -> Program[Any]:
-    from sgmodel.recipes import contrast
-
-    return contrast.PROGRAM
-
-
-def _classify() -> Program[Any]:
-    from sgmodel.recipes import classify
-
-    return classify.PROGRAM
+def _load(name: str) -> Program[Any]:
+    program: Program[Any] = import_module(f"sgmodel.recipes.{name}").PROGRAM
+    return program
 
 
-def _segment() -> Program[Any]:
-    from sgmodel.recipes import segment
-
-    return segment.PROGRAM
-
-
-def _detect_change() -> Program[Any]:
-    from sgmodel.recipes import detect_change
-
-    return detect_change.PROGRAM
-
-
-PROGRAMS: Loaders = {
-    "pretrain": _pretrain,
-    "contrast": _contrast,
-    "classify": _classify,
-    "segment": _segment,
-    "detect_change": _detect_change,
-}
+PROGRAMS: Loaders = {name: partial(_load, name) for name in get_args(ProgramName)}

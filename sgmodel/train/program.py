@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 ProgramName = Literal["pretrain", "contrast", "classify", "segment", "detect_change"]
+"""Modules of `sgmodel.recipes` with a `PROGRAM`, each a command of `sgmodel`."""
 Mode = Literal["finetune", "frozen", "linear-probe"]
 """Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
 weights, on a frozen backbone."""
