@@ -157,11 +157,12 @@ def composite_tile(job: Job, window: Window) -> Path:
     rule, stack = job.settings.rule, read_stack(job, window)
     content = np.zeros((len(job.bands) + PLANES, window.height, window.width), np.uint16)
     image = content[: len(job.bands)]
-    # Rules that mix dates choose none: index and score have no value.
-    index = score = np.full(stack.usable.shape[1:], NO_VALUE, np.uint16)
+    # Rules that mix dates choose none: index, day and score have no value.
+    index = day = score = np.full(stack.usable.shape[1:], NO_VALUE, np.uint16)
     if isinstance(rule, rules.PickRule):
         index, score = rule.kernel(stack, job.settings)
         _take_dates(job, window, stack.dn, index, image)
+        day = np.array([*stack.days, NO_VALUE], np.uint16)[np.minimum(index, len(job.scenes))]
     elif rule.per_band:
         _mix_bands(job, window, rule, stack.usable, image)
     else:
@@ -169,8 +170,6 @@ def composite_tile(job: Job, window: Window) -> Path:
     # 0 is no data, and so is no value of a pixel that has data in other bands.
     shown = index != NO_VALUE if isinstance(rule, rules.PickRule) else stack.usable.any(axis=0)
     np.maximum(image, shown.astype(np.uint16), out=image)
-    days = np.array([*stack.days, NO_VALUE], np.uint16)
-    day = days[np.minimum(index, len(job.scenes))]
     planes = (index, _valid_count(job, window, stack), day, score, _bright_targets(job, window, np.asarray(shown)))
     for plane, values in zip(content[-PLANES:], planes, strict=True):
         plane[:] = values

@@ -181,16 +181,19 @@ def count_test_pixels(scene_classes: Array, bands: Array) -> tuple[int, int, int
         scene_classes: (H, W) scene classification.
         bands: (C, H, W) DN of the test bands.
     """
-    # Tables: looking classes up is faster than comparing each pixel with each class.
-    is_tested, is_ground = np.zeros(256, np.bool_), np.zeros(256, np.bool_)
-    is_tested[list(MSI.classes.offset_test)] = True
-    is_ground[list(GROUND)] = True
-    classes = np.minimum(scene_classes, 255)
-    clear = is_tested[classes] & (bands.min(axis=0) > 0)
-    ground = int(np.count_nonzero(is_ground[classes]))
+    clear = _is_one_of(scene_classes, MSI.classes.offset_test) & (bands.min(axis=0) > 0)
+    ground = int(np.count_nonzero(_is_one_of(scene_classes, GROUND)))
     valid = int(np.count_nonzero(scene_classes != MSI.classes.no_data))
     dark, near = (int(np.count_nonzero((bands < limit) & clear)) for limit in (MSI.offset.dark_dn, NEAR_DN))
     return int(np.count_nonzero(clear)), ground, valid, dark, near
+
+
+def _is_one_of(scene_classes: Array, kinds: tuple[int, ...]) -> Array:
+    # Several times as fast as `np.isin` or a table, for a few classes.
+    found = np.zeros(scene_classes.shape, np.bool_)
+    for kind in kinds:
+        found |= scene_classes == kind
+    return found
 
 
 def decide(
