@@ -34,6 +34,13 @@ def test_distance_is_euclid_rounded_up(mask: Array, reach: int) -> None:
     np.testing.assert_array_equal(cloud_masks.measure_distance(mask, reach), capped)
 
 
+@pytest.mark.parametrize(("share", "reach"), [(0.001, 126), (0.02, 76), (0.02, 200), (0.3, 3)])
+def test_distances_go_on_across_the_pieces_of_a_row(share: float, reach: int) -> None:
+    mask = np.random.Generator(np.random.Philox(key=reach)).random((90, 3 * cloud_masks.PIECE_PX + 11)) < share
+    expected = np.ceil(ndimage.distance_transform_edt(~mask) - 1e-9)
+    np.testing.assert_array_equal(cloud_masks.measure_distance(mask, reach), np.minimum(expected, reach + 1))
+
+
 def test_kinds_of_every_method() -> None:
     layer = np.arange(12, dtype=np.uint8)[None]
     found = cloud_masks.classify_mask(layer, SCL)[0].tolist()
