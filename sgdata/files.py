@@ -330,7 +330,10 @@ def list_covered(folder: Path, *, everything: bool = False, own: bool = False) -
     for path in folder.rglob("*"):
         parts = path.relative_to(folder).parts
         omitted = not everything and any(
-            part.startswith(".") or part in output_names.TIMED or part.endswith(LOG) for part in parts
+            (part.startswith(".") and part not in output_names.ZARR_METADATA)
+            or part in output_names.TIMED
+            or part.endswith(LOG)
+            for part in parts
         )
         # rglob does not follow links to folders, so the link itself is listed; links to files count by their content,
         # since caches of model hubs store files as links.

@@ -44,6 +44,9 @@ def is_own(name: str) -> bool:
     return name.endswith(STYLE) or not program_of(name)
 
 
+ZARR_METADATA = frozenset({".zgroup", ".zattrs", ".zarray", ".zmetadata"})
+"""Hidden files that are part of a simulated archive."""
+
 # The file that identifies each kind of output.
 KINDS = {
     SIMULATION: "a simulated archive",

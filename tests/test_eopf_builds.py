@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sgdata import files
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
 from sgdata.errors import SourceError
@@ -29,10 +30,10 @@ def build(city: Path, where: str, out: Path) -> lock.Lock:
 
 @pytest.mark.slow
 def test_products_give_the_build_of_geotiffs(tmp_path: Path) -> None:
-    files, stores = (
+    tiffs, stores = (
         archive.simulate(tmp_path / layout, size_km=2, dates=3, layout=layout) for layout in ("cdse", "eopf")
     )
-    expected = build(files, str(files), tmp_path / "files")
+    expected = build(tiffs, str(tiffs), tmp_path / "files")
     windows = {item.scene.id: item.windows for item in expected.items}
     found = {}
     with ExitStack() as stack:
@@ -56,6 +57,7 @@ def test_a_truncated_chunk_stops_the_build_in_one_line(tmp_path: Path) -> None:
     city = archive.simulate(tmp_path / "city", size_km=2, dates=3, layout="eopf", broken=True)
     planted = json.loads((city / "truth" / "traps.json").read_bytes())
     (broken,) = (name for name, about in planted.items() if "truncated-file B04" in about["traps"])
+    assert any(name.endswith("/r10m/b04/.zarray") for name in files.read_sums(city))
     with pytest.raises(SourceError, match=f"{broken}: B04: .*chunk ends too soon") as refused:
         build(city, str(city), tmp_path / "b")
     assert "\n" not in str(refused.value)

@@ -112,9 +112,28 @@ def test_scales_and_offsets_of_items_are_compared(changes: dict[str, Any], expec
     assert "\n" not in str(refused.value)
 
 
-def test_bands_that_no_product_has_are_named() -> None:
-    with pytest.raises(SourceError, match="has no B42"):
-        scene("B42")
+@pytest.mark.parametrize(
+    ("name", "band", "expected"),
+    [
+        (NAME, "B42", "L2A, without B42"),
+        (NAME, "B10", "L2A, without B10"),
+        (NAME.replace("L2A", "L1C"), "SCL", "L1C, without SCL"),
+    ],
+)
+def test_bands_that_a_product_does_not_have_are_named(name: str, band: str, expected: str) -> None:
+    one = item()
+    one.id = name
+    with pytest.raises(SourceError, match=expected):
+        parse_items.parse(one, (band,))
+    assert parse_items.parse(one, ("B04",)).baseline == "05.11"
+
+
+def test_products_of_level_1c_have_band_10() -> None:
+    one = item()
+    one.id = NAME.replace("L2A", "L1C")
+    made = parse_items.parse(one, ("B10", "B04"))
+    assert made.assets["B10"].href == f"{STORE}/measurements/reflectance/r60m/b10"
+    assert offsets.expected_offset(made, level="L1C", product=-1000) == -1000
 
 
 # --- metadata of products ------------------------------------------------------------------

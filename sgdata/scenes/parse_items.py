@@ -214,8 +214,10 @@ def _file_keys() -> frozenset[str]:
 def _array(item: pystac.Item, store: str, band: str, root: str) -> Asset:
     """Return the array of a band in the store of an item, with what the item says of it, if anything."""
     path = eopf_items.array_paths().get(band)
-    if path is None:
-        raise SourceError(f"item {item.id}: is an EOPF product, which has no {band}; leave it out of the recipe")
+    is_l1c = "_MSIL1C_" in _product(item)
+    # Products of level 1C have no layers of Sen2Cor, which leaves out B10 in turn.
+    if path is None or (is_l1c and band not in MSI.by_name) or (not is_l1c and band == "B10"):
+        raise SourceError(f"item {item.id}: is an EOPF product of {'L1C' if is_l1c else 'L2A'}, without {band}")
     href = eopf_items.in_store(store, path)
     for key, asset in item.assets.items():
         if (asset.get_absolute_href() or asset.href) == href:
