@@ -162,6 +162,9 @@ def test_offset_of_a_product() -> None:
     [
         (consolidated(add_offset=0.0), "offsets -1000 of .*, 0 of measurements/reflectance/r10m/b04, expected one"),
         (consolidated(_eopf_attrs={"scale_factor": 0.0001, "add_offset": 0}), "offsets -1000 of .*, 0 of"),
+        (consolidated(scale_factor=float("nan")), "b04: scale nan, expected 0.0001"),
+        (consolidated(add_offset=float("inf")), "b04: offset inf is no whole number"),
+        (consolidated(scale_factor=10**400), "b04: scale 1000.*, expected 0.0001"),
         (consolidated(scale_factor=0.0004), "b04: scale 0.0004, expected 0.0001"),
         (consolidated(add_offset="x"), "b04: offset 'x' is no whole number"),
         ({"metadata": {}}, "no band states scale and offset"),

@@ -299,6 +299,12 @@ def to_link(store: Path) -> None:
     chunk(store).symlink_to(outside)
 
 
+def other_axis(store: Path) -> None:
+    document = json.loads((store / ".zmetadata").read_bytes())
+    document["metadata"]["measurements/reflectance/r10m/x/.zarray"]["shape"] = [9]
+    (store / ".zmetadata").write_text(json.dumps(document))
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (array_edit(compressor={"id": "pickle"}), r"codec 'pickle' is not read, expected one of blosc"),
     "object filter": (array_edit(filters=[{"id": "json2"}]), r"filters 'json2', expected none"),
@@ -311,6 +317,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other dtype": (array_edit(dtype="<f4"), r"pixels are float32, expected uint8 or uint16"),
     "other transform": (array_edit(**{"proj:transform": [10, 0, 0, 0, -10, 0]}), r"coordinates give pixels of 10 m"),
     "rotated": (array_edit(**{"proj:transform": [10, 1, 0, 0, -10, 0]}), r"expected square north-up pixels"),
+    "other x": (other_axis, r"has shape \(9,\), expected one coordinate for \d+ pixels"),
     "other scale": (array_edit(scale_factor=0.0002), r"scale 0\.0002, expected 0\.0001"),
     "other chunks": (array_edit(chunks=[100, 100]), r"chunk of [0-9,]+ bytes, decoded it has 20,000 by its array"),
     "cut in the table": (chunk_edit(lambda c: c[:18]), r"chunk ends too soon|too short"),
@@ -327,6 +334,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no metadata": (lambda s: (s / ".zmetadata").write_text("[]"), r"has no 'metadata'"),
     "no array": (lambda s: zarr_stores.edit(s / ".zmetadata", metadata={}), r"the product has no such array"),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("fill", ["NaN", -1, 1e30, 0.5, None])
+def test_fill_values_that_no_pixel_can_have_mark_nothing(
+    fill: Any, plain: Path, bounds: Bounds, tmp_path: Path
+) -> None:
+    store = shutil.copytree(plain, tmp_path / "S.zarr")
+    array_edit(fill_value=fill)(store)
+    for crs in ("EPSG:32632", "EPSG:32633"):
+        area = bounds if crs.endswith("2") else transform_bounds("EPSG:32632", crs, *bounds)
+        assert window_staging.stage(request(chunk(store).parent, area, tmp_path / crs[-2:], crs)).pixels.any()
 
 
 @pytest.mark.parametrize("case", HOSTILE)

@@ -85,7 +85,10 @@ def _nodata(reader: ChunkReader, href: str) -> float | None:
     """Return the value of pixels without data; the classification of ESA's products declares none, but has a class."""
     if zarr_store.locate(href).path.endswith("/scl"):
         return float(MSI.classes.no_data)
-    return reader.array.fill
+    fill = reader.array.fill
+    dtype = np.dtype(reader.array.dtype)
+    is_value = fill is not None and fill == fill // 1 and dtype.kind == "u" and 0 <= fill <= np.iinfo(dtype).max
+    return fill if is_value else None
 
 
 def _native(reader: ChunkReader, window: Window, nodata: float | None, beyond: int) -> Iterator[Array]:

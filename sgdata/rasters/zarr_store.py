@@ -186,15 +186,10 @@ def _read_axes(href: str, access: Access | None, shape: tuple[int, int]) -> tupl
     values = []
     for name, size in (("x", shape[1]), ("y", shape[0])):
         beside = f"{where.group}/{name}" if where.group else name
-        line = _read_axis(where.store, beside, access, _state(where.store))
+        line = _read_axis(where.store, beside, size, access, _state(where.store))
         if line is None:
             return None
-        first, step, count = line
-        if count != size:
-            raise SourceError(
-                f"{urls.without_secrets(href)}: has {size} along {name} and {count} coordinates; leave it out"
-            )
-        values.append((first, step))
+        values.append(line)
     (x, dx), (y, dy) = values
     if dx <= 0 or dx != -dy:
         raise SourceError(f"{urls.without_secrets(href)}: coordinates go by {dx:g} and {dy:g} m; leave it out")
@@ -202,16 +197,19 @@ def _read_axes(href: str, access: Access | None, shape: tuple[int, int]) -> tupl
 
 
 @lru_cache(maxsize=64)
-def _read_axis(store: str, path: str, access: Access | None, state: tuple[int, ...]) -> tuple[float, float, int] | None:
-    """Return first value, step and number of evenly spaced coordinates; None if there are none. Raises SourceError."""
+def _read_axis(
+    store: str, path: str, size: int, access: Access | None, state: tuple[int, ...]
+) -> tuple[float, float] | None:
+    """Return first value and step of `size` evenly spaced coordinates; None if there are none. Raises SourceError."""
     array = _find(Location(store=store, path=path), access)
     if array is None:
         return None
     href = urls.joined(store, path) if "://" in store else f"{store}/{path}"
-    if len(array.shape) != 1:
-        raise SourceError(f"{urls.without_secrets(href)}: has {len(array.shape)} dimensions, expected 1; leave it out")
+    if array.shape != (size,):
+        shown = urls.without_secrets(href)
+        raise SourceError(f"{shown}: has shape {array.shape}, expected one coordinate for {size} pixels; leave it out")
     line = ChunkReader(array=array, folder=Folder(href=href, access=access)).line().astype(np.float64)
     step = float(line[1] - line[0]) if len(line) > 1 else 0.0
     if not np.array_equal(line, line[0] + step * np.arange(len(line))):
         raise SourceError(f"{urls.without_secrets(href)}: coordinates are not evenly spaced; leave it out")
-    return float(line[0]), step, len(line)
+    return float(line[0]), step

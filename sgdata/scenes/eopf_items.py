@@ -6,6 +6,7 @@ read from the array of its own pixel size, which is not always the finest: that 
 
 from __future__ import annotations
 
+import math
 import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -81,10 +82,14 @@ def offset_in_dn(scale: Any, offset: Any, origin: str) -> int:
     Raises:
         SourceError: The scale is not that of the sensor, or the offset is no whole number of DN.
     """
-    factor, added = (value if isinstance(value, int | float) else 0 for value in (scale, offset))
-    if scale is not None and abs(factor - MSI.scale) > 1e-3 * MSI.scale:
+    factor = _number(MSI.scale if scale is None else scale)
+    if not abs(factor - MSI.scale) <= 1e-3 * MSI.scale:  # also of NaN
         raise SourceError(f"{origin}: scale {scale!r:.40}, expected {MSI.scale}; leave it out")
-    dn = added / MSI.scale
-    if (offset is not None and not isinstance(offset, int | float)) or abs(dn - round(dn)) > 1e-3:
+    dn = _number(0 if offset is None else offset) / MSI.scale
+    if not math.isfinite(dn) or abs(dn - round(dn)) > 1e-3:
         raise SourceError(f"{origin}: offset {offset!r:.40} is no whole number of DN; leave it out")
     return round(dn)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else math.nan
