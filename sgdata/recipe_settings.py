@@ -57,7 +57,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "image_px": (0, 65_536), "patch_px": (1, 4096), "bands": (1, 1024), "group_bands": (1, 1024), "times": (1, 1024),
     "dropped": (0, 1024), "groups": (0, 8192), "groups_levels": (1, 8192), "group_width": (0, 8192),
     "width": (1, 8192), "widths": (1, 8192), "levels": (1, 8192), "hidden": (1, 8192), "skip": (0, 8192),
-    "skip_layers": (1, 64), "mean_px": (1, 1001), "keep": (0.5, 1), "after": (0, 256), "features_gb": (0, 10**6),
+    "skip_layers": (1, 64), "skip_dilations": (1, 64), "mean_px": (1, 1001), "keep": (0.5, 1), "after": (0, 256), "features_gb": (0, 10**6),
     "depth": (0, 256), "heads": (1, 1024), "mlp_ratio": (0.01, 64), "drop_path": (0, 0.999), "dropout": _SHARE,
     "dropout_levels": _SHARE, "temperature": (1e-6, 10**6), "projection": (1, 8192), "queue": (0, 2**20),
     "momentum": _SHARE,

@@ -11,7 +11,7 @@ from test_encoder import TINY, images
 from test_upernet import NARROW
 
 from sgdata import package_data
-from sgmodel.models import encoder
+from sgmodel.models import encoder, upernet
 
 
 def test_the_released_classifier_has_the_published_keys() -> None:
@@ -48,11 +48,15 @@ def test_change_is_scored_in_log_probabilities_of_the_signed_difference() -> Non
     assert not torch.allclose(out, model(after, before))
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(layers: int) -> None:
+@pytest.mark.parametrize(("layers", "dilations", "reach"), [(1, (), 1), (3, (), 3), (1, (1, 2), 4)])
+def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(
+    layers: int, dilations: tuple[int, ...], reach: int
+) -> None:
     torch.manual_seed(0)
-    head = dataclasses.replace(NARROW, skip=8, skip_layers=layers)
+    head = dataclasses.replace(NARROW, skip=8, skip_layers=layers, skip_dilations=dilations)
     model = build("change", spectralgpt(TINY, head=head), 12).eval()
+    for layer in [layer for layer in model.modules() if isinstance(layer, upernet.Widening)]:
+        layer.norm = torch.nn.Identity()  # its statistics are of the whole image
     torch.nn.init.zeros_(model.head.classify.weight)  # leaves the shortcut alone
     before, after = images(TINY), images(TINY)
     out = model(before, after)
@@ -61,7 +65,7 @@ def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(layers: int) -> 
         dates[number][:, :, 5, 9] += 3.0  # one pixel of a token of several
         seen = (model(*dates) - out).abs().amax(dim=(0, 1)) > 0
         expected = torch.zeros_like(seen)
-        expected[max(5 - layers, 0) : 6 + layers, 9 - layers : 10 + layers] = True
+        expected[max(5 - reach, 0) : 6 + reach, 9 - reach : 10 + reach] = True
         assert torch.equal(seen, expected)
 
 

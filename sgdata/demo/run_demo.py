@@ -42,7 +42,7 @@ class Story:
     ground: str = "context"
     pretrain: tuple[str, ...] = ()
     # As many steps as with all labels.
-    few: tuple[str, ...] = ("training.fraction=0.15", "training.epochs=53")
+    few: tuple[str, ...] = ("training.fraction=0.2", "training.epochs=100")
     segment: tuple[str, ...] = ()
     linear: tuple[str, ...] = ()
     # Small blocks, or a split of a small city would lack the rare classes.
@@ -71,14 +71,17 @@ shard: sgdata shard segmunich --source {out}/build --out {out}/shards --workers 
 release: sgdata release demo-city 1.0 --source {out}/shards --build {out}/build --out {out}/release
   --register {out}/release --workers {workers}
 pretrain: python -m sgmodel.recipes.pretrain {train}/pretrain-demo-context.toml --shards {out}/shards
-  --out {out}/runs/pretrain {pretrain}
-segment: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
-  --out {out}/runs/segment --weights {out}/runs/pretrain/checkpoint-last {few} {segment}
-scratch: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
-  --out {out}/runs/scratch {segment}
+  --out {out}/runs/pretrain --threads 1 {pretrain}
 linear: python -m sgmodel.recipes.segment {train}/segment-demo-linear.toml --shards {out}/shards
-  --out {out}/runs/linear {linear}
+  --out {out}/runs/linear --threads 1 --quiet {linear}
+segment: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
+  --out {out}/runs/segment --weights {out}/runs/pretrain/checkpoint-last --threads 1 {few} {segment}
+scratch: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --shards {out}/shards
+  --out {out}/runs/scratch --threads 1 --quiet {segment}
 """
+# Trainings with small batches gain little from a second thread, so that two workers train two models at once. Only one
+# of them shows its progress.
+TOGETHER = (("pretrain", "linear"), ("segment", "scratch"))
 
 
 def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
@@ -104,11 +107,12 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
     with output_lock.only_writer(out):
         seconds: dict[str, float] = {}
         # Each stage in its own process, as for a user: nothing is passed on in memory.
-        for stage, command in commands(story, out, workers).items():
+        words = commands(story, out, workers)
+        for stages in turns(list(words), workers):
             start = time.monotonic()
-            perform(stage, command)
-            seconds[stage] = round(time.monotonic() - start, 1)
-            if stage == "build":
+            perform({stage: words[stage] for stage in stages})
+            seconds[" and ".join(stages)] = round(time.monotonic() - start, 1)
+            if stages == ("build",):
                 start = time.monotonic()
                 figures = score.fidelity(out / "archive", out / "build", scratch=out / SCRATCH, workers=workers)
                 shutil.rmtree(out / SCRATCH)
@@ -125,18 +129,36 @@ def run(out: Path, *, story: Story, workers: int) -> Path:
     return page
 
 
-def perform(stage: str, command: list[str]) -> None:
-    """Log a command and run it with this Python. Raises SourceError if it fails."""
-    log.info("\n[%s]\n$ %s", stage, shlex.join(command))
+def turns(stages: list[str], workers: int) -> list[tuple[str, ...]]:
+    """Return the stages in turns, of which each has those of `TOGETHER` that run at once if there are two workers."""
+    if workers < 2:
+        return [(stage,) for stage in stages]
+    second = {later: first for first, later in TOGETHER}
+    pairs = {first: (first, later) for first, later in TOGETHER}
+    return [pairs.get(stage, (stage,)) for stage in stages if stage not in second]
+
+
+def perform(stages: dict[str, list[str]]) -> None:
+    """Log commands and run them at once with this Python. Raises SourceError if one fails."""
     # As a module, since `sgdata` on the PATH may be another installation.
     modules = {"sgdata": ["-m", "sgdata.cli"], "python": []}
     # OpenMP threads that spin while waiting stall each other on a shared machine: on two busy cores a training step
     # took 0.5 to 4.8 s with spinning and 0.18 s without. Results do not depend on it.
     environment = {"OMP_WAIT_POLICY": "passive", **os.environ}
-    words = [sys.executable, *modules[command[0]], *command[1:]]
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, env=environment, check=False)
-    if done.returncode and not (stage in MAY_HAVE_FINDINGS and done.returncode == ExitCode.FINDINGS):
-        raise SourceError(f"demo: stage '{stage}' ended with exit code {done.returncode}; see its message above")
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for stage, command in stages.items():
+            log.info("\n[%s]\n$ %s", stage, shlex.join(command))
+            words = [sys.executable, *modules[command[0]], *command[1:]]
+            running[stage] = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
+        for stage, process in running.items():
+            code = process.wait()
+            if code and not (stage in MAY_HAVE_FINDINGS and code == ExitCode.FINDINGS):
+                raise SourceError(f"demo: stage '{stage}' ended with exit code {code}; see its message above")
+    finally:
+        for process in running.values():  # those beside one that failed, or all if the demo is stopped
+            process.kill()
+            process.wait()
 
 
 def collect_training_results(out: Path) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
     else:
         head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
     if spec.kind != "classifier" and spec.recipe.head is not None:
-        width, further = spec.recipe.head.skip, spec.recipe.head.skip_layers - 1
+        config = spec.recipe.head
+        width, further = config.skip, config.skip_layers - 1 + len(config.skip_dilations)
         head += 2 * px**2 * width * (9 * (images * spec.bands + further * width) + spec.classes)
     return images * encoded.flops, head, images * encoded.matching
 

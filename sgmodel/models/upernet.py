@@ -31,6 +31,8 @@ class HeadConfig:
         skip: Width of a small convolution of the pixels that is added to the scores; 0 for none, as released. It sees
             structures narrower than a token, such as streets.
         skip_layers: Number of its layers of 3x3 pixels: it covers windows of 2 x `skip_layers` + 1 pixels a side.
+        skip_dilations: Dilations of residual layers of 3x3 pixels behind those, each with BatchNorm: each widens the
+            window by twice its dilation, so that rows of roofs or trees fit into it.
     """
 
     levels: tuple[int, int, int, int] = (256, 512, 1024, 2048)
@@ -42,6 +44,7 @@ class HeadConfig:
     dropout: float = 0.5
     skip: int = 0
     skip_layers: int = 1
+    skip_dilations: tuple[int, ...] = ()
 
 
 SCALES = (8, 4, 2, 1)
@@ -150,6 +153,27 @@ class UperHead(nn.Module):
         return fused
 
 
+class Widening(nn.Module):
+    """Add to features of pixels what a dilated convolution finds around them.
+
+    With GroupNorm or LayerNorm in place of BatchNorm it fits training samples as well and held-out ground worse.
+
+    Args:
+        dilation: Distance between the 3 x 3 pixels of the convolution.
+        width: Number of features.
+    """
+
+    def __init__(self, dilation: int, width: int) -> None:
+        super().__init__()
+        self.find = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Widen features (N, width, H, W)."""
+        found: Tensor = functional.gelu(self.norm(self.find(x)))
+        return x + found
+
+
 def shortcut(bands: int, classes: int, config: HeadConfig) -> nn.Sequential | None:
     """Build a small convolution of pixels into class scores, for objects narrower than a token; None for width 0."""
     if not config.skip:
@@ -157,4 +181,5 @@ def shortcut(bands: int, classes: int, config: HeadConfig) -> nn.Sequential | No
     layers: list[nn.Module] = []
     for number in range(config.skip_layers):
         layers += [nn.Conv2d(config.skip if number else bands, config.skip, 3, padding=1), nn.GELU()]
+    layers += [Widening(dilation, config.skip) for dilation in config.skip_dilations]
     return nn.Sequential(*layers, nn.Conv2d(config.skip, classes, 1))
