@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import rasterio
 from rasterio.transform import from_origin
 
 from sgdata.demo import run_demo, score
+from sgdata.errors import SourceError
 from sgmodel.data import subset
 
 
@@ -34,11 +36,33 @@ def test_comparisons_say_what_is_reached_and_what_is_missed() -> None:
 
 def test_the_pretrained_model_alone_has_few_labels() -> None:
     commands = run_demo.commands(run_demo.Story(), Path("out"), 2)
-    with_few = [name for name, words in commands.items() if "training.fraction=0.15" in words]
+    with_few = [name for name, words in commands.items() if "training.fraction=0.2" in words]
     assert with_few == ["segment"]
     assert [name for name, words in commands.items() if "--weights" in words] == ["segment"]
     words = commands["simulate"]
     assert words[words.index("--ground") + 1] == "context"
+
+
+def test_two_workers_train_two_models_at_once() -> None:
+    names = list(run_demo.commands(run_demo.Story(), Path("out"), 2))
+    assert run_demo.turns(names, 1) == [(name,) for name in names]
+    together = run_demo.turns(names, 2)
+    assert together[-2:] == [("pretrain", "linear"), ("segment", "scratch")]
+    assert [name for turn in together for name in turn] == names
+    commands = run_demo.commands(run_demo.Story(), Path("out"), 2)
+    loud = [name for turn in together for name in turn if len(turn) == 2 and "--quiet" not in commands[name]]
+    assert loud == ["pretrain", "segment"]
+
+
+def test_a_stage_that_fails_ends_the_one_beside_it(tmp_path: Path) -> None:
+    mark = tmp_path / "ended"
+    sleeps = ["python", "-c", f"import time; time.sleep(30); open({str(mark)!r}, 'w')"]
+    began = time.monotonic()
+    with pytest.raises(SourceError, match="stage 'scratch' ended with exit code 2"):
+        run_demo.perform({"segment": sleeps, "scratch": ["python", "-c", "raise SystemExit(2)"]})
+    assert time.monotonic() - began < 25
+    assert not mark.exists()
+    run_demo.perform({"audit": ["python", "-c", "raise SystemExit(3)"]})  # findings
 
 
 @pytest.mark.parametrize(("share", "seed"), [(1.0, 0), (0.4, 0), (0.4, 3), (0.01, 0)])

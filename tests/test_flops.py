@@ -16,7 +16,9 @@ from sgmodel.models import contrastive, encoder, factory, flops, heads, mae, spe
 
 CONFIG = encoder.EncoderConfig(image_px=64, width=64, depth=2, heads=4)
 DECODER = mae.DecoderConfig(width=48, depth=2, heads=4)
-HEAD = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32, skip=8, skip_layers=2, skip_dilations=(2,))
+HEAD = upernet.HeadConfig(
+    levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32, skip=8, skip_layers=2, skip_dilations=(2,)
+)
 PLAIN_HEAD = replace(HEAD, skip=0)
 IMAGES, RATIO = 2, 0.75
 MERGED = token_reduction.TokenReduction(keep=0.7)

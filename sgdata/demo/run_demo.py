@@ -151,14 +151,22 @@ def perform(stages: dict[str, list[str]]) -> None:
             log.info("\n[%s]\n$ %s", stage, shlex.join(command))
             words = [sys.executable, *modules[command[0]], *command[1:]]
             running[stage] = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=environment)
-        for stage, process in running.items():
-            code = process.wait()
-            if code and not (stage in MAY_HAVE_FINDINGS and code == ExitCode.FINDINGS):
-                raise SourceError(f"demo: stage '{stage}' ended with exit code {code}; see its message above")
+        while any(process.poll() is None for process in running.values()):
+            check_ended(running)
+            time.sleep(0.05)
+        check_ended(running)
     finally:
         for process in running.values():  # those beside one that failed, or all if the demo is stopped
             process.kill()
             process.wait()
+
+
+def check_ended(running: dict[str, subprocess.Popen[bytes]]) -> None:
+    """Raise SourceError if a stage has failed; those that still run have not."""
+    for stage, process in running.items():
+        code = process.poll()
+        if code and not (stage in MAY_HAVE_FINDINGS and code == ExitCode.FINDINGS):
+            raise SourceError(f"demo: stage '{stage}' ended with exit code {code}; see its message above")
 
 
 def collect_training_results(out: Path) -> dict[str, Any]:
