@@ -56,7 +56,7 @@ def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(
     head = dataclasses.replace(NARROW, skip=8, skip_layers=layers, skip_dilations=dilations)
     model = build("change", spectralgpt(TINY, head=head), 12).eval()
     for layer in [layer for layer in model.modules() if isinstance(layer, upernet.Widening)]:
-        layer.norm = torch.nn.Identity()  # its statistics are of the whole image
+        layer.add_module("norm", torch.nn.Identity())  # its statistics are of the whole image
     torch.nn.init.zeros_(model.head.classify.weight)  # leaves the shortcut alone
     before, after = images(TINY), images(TINY)
     out = model(before, after)
