@@ -142,15 +142,15 @@ SAFE = {
         ("sgdata.rasters.cog", "path.name.removesuffix('.tif') + output_names.STYLE"),
     ],
     "names that the package's own cards and tables give": [
-        ("sgdata.packing.split_lists", "f'{dataset}{split_table.SUFFIX}'"), ("sgmodel.ledger.supplies", "file"),
+        ("sgdata.packing.split_lists", "f'{dataset}{split_table.SUFFIX}'"), ("sgmodel.ledger.missing_data", "file"),
         ("sgdata.datasets.cards", "f'{name}.toml'"), ("sgdata.datasets.download", "source.file"),
         ("sgdata.datasets.download", "f'.{source.file}.partial'"), ("sgdata.packing.select", "each.file"),
         ("sgdata.packing.select", "name"), ("sgmodel.ledger.experiments", "row.weights"),
         ("sgdata.packing.select", "recipe.dataset"),
     ],
     "names of recipes that the user gives, to be read": [
-        ("sgdata.packing.split_lists", "name"), ("sgmodel.ledger.supplies", "weights"),
-        ("sgmodel.ledger.supplies", "row.weights"),
+        ("sgdata.packing.split_lists", "name"), ("sgmodel.ledger.missing_data", "weights"),
+        ("sgmodel.ledger.missing_data", "row.weights"),
         ("sgmodel.ledger.experiments", "name"), ("sgmodel.commands", "path.stem"),
         ("sgdata.builds.build_recipe", "f'{name}.toml' if profile == 'clean' else f'{name}-{profile}.toml'"),
         ("sgdata.datasets.pairs", "path"),

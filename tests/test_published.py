@@ -18,7 +18,7 @@ from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.splits import split_table
-from sgmodel.ledger import costs, experiments, published, reproduce, supplies
+from sgmodel.ledger import costs, experiments, missing_data, published, reproduce
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
 from sgmodel.ledger.published import Protocol
 from sgmodel.recipes.programs import PROGRAMS
@@ -208,7 +208,7 @@ def test_the_plan_says_what_can_run_and_how_to_get_the_rest(tmp_path: Path, monk
 
 def test_a_list_that_cannot_be_fetched_is_named() -> None:
     ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
-    lines = list(supplies._make(ledger, "eurosat"))
+    lines = list(missing_data._make(ledger, "eurosat"))
     assert any(line.startswith("# put spectralgpt_train.txt, spectralgpt_val.txt into data/eurosat") for line in lines)
     assert lines[-1].endswith("--edition ms --split spectralgpt --out out/shards/eurosat")
 

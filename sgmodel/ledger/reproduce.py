@@ -19,7 +19,7 @@ from sgdata import files, output_lock, output_names, pool
 from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
-from sgmodel.ledger import costs, experiments, report, supplies
+from sgmodel.ledger import costs, experiments, missing_data, report
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
 
 TIMINGS = output_names.TIMINGS
@@ -118,7 +118,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
     from sgmodel.ledger import sizes  # with torch, which training in processes of their own does not need
 
     experiments.check(recipe)
-    given, found = paths, supplies.on_disk(recipe, paths.data)
+    given, found = paths, missing_data.on_disk(recipe, paths.data)
     paths = replace(given, data={**given.data, **found})
     counted: set[Path] = set()
     total = here = 0.0
@@ -156,7 +156,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
         "forward pass (about 2 x parameters x tokens) x steps x batch; 1 x for a frozen backbone. Memory: at most, on "
         "one GPU at the batch and precision of the recipe; 'sgmodel sizes' has other batches, precisions and shards"
     )
-    yield from supplies.commands(recipe, given, found)
+    yield from missing_data.commands(recipe, given, found)
 
 
 def _format_hours(hours: float) -> str:
