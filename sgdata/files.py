@@ -25,6 +25,8 @@ T = TypeVar("T")
 LOG = ".log"
 # Errors of file systems that cannot flush a folder.
 _UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+# One encoder, since a new one for each sample takes longer than encoding it.
+_CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
 
 
@@ -154,7 +156,7 @@ def to_plain(value: Any) -> Any:
     kind: Any = type(value)
     names = _field_names(kind)
     if names is not None:
-        return {name: to_plain(getattr(value, name)) for name in names}
+        return {name: to_plain(getattr(value, name)) for name in names if not _is_omitted(value, kind, name)}
     if isinstance(value, dict):
         return {str(key): to_plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -171,11 +173,21 @@ def _field_names(kind: Any) -> tuple[str, ...] | None:
     return tuple(item.name for item in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
+def _is_omitted(value: Any, kind: Any, name: str) -> bool:
+    omitted = _omitted_defaults(kind)
+    return name in omitted and getattr(value, name) == omitted[name]
+
+
+@cache
+def _omitted_defaults(kind: Any) -> dict[str, Any]:
+    """Return the defaults of fields with the metadata `omit_default`: later additions, so that documents keep bytes."""
+    return {item.name: item.default for item in dataclasses.fields(kind) if item.metadata.get("omit_default")}
+
+
 def canonical_json(value: Any) -> bytes:
     """Encode as JSON with sorted keys, no NaN, no spaces and one final newline: equal values give equal bytes."""
     # JSON has no NaN; fail here rather than write a file that only Python can read.
-    text = json.dumps(to_plain(value), sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return _encoded(text)
+    return _encoded(_CANONICAL.encode(to_plain(value)))
 
 
 def pretty_json(value: Any) -> bytes:
@@ -191,7 +203,9 @@ def _encoded(text: str) -> bytes:
 
 def checked_json(value: Any) -> bytes:
     """Serialise `value` with the hash of its content, for notes to a later run; see `read_checked_json`."""
-    return canonical_json({"content": to_plain(value), "sha256": sha256(canonical_json(value))})
+    content = canonical_json(value)
+    # Put together as text: a journal of a shard has a thousand rows, which need not be encoded twice.
+    return b'{"content":%s,"sha256":"%s"}\n' % (content.rstrip(b"\n"), sha256(content).encode())
 
 
 def read_checked_json(path: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ DISPLAY = "RGB8"
 PixelLevel = Literal["L1C", "L2A", "RGB8"]
 Codec = Literal["blosc", "npy"]
 Effort = Literal["quick", "dense"]
+HashMode = Literal["full", "fast"]
 Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
 Bounds = tuple[float, float, float, float]
 # All are frozen: they go to other processes, serve as cache keys, and later stages cannot change them.
@@ -292,9 +293,10 @@ class Contract:
         label_space: meaning of the labels.
         statistics: statistics by band, of the train split; of shards without one, of all splits.
         splits: number of samples by split.
-        fingerprint: SHA-256 over the sorted sample hashes.
+        fingerprint: SHA-256 over the sorted sample hashes; without these (`hash`), over those of the tars.
         fill: what models see in place of no data, in stored units.
         gsd_m: side of a pixel on the ground in metres; None for that of the finest band.
+        hash: whether the index has the SHA-256 of every sample (full), or only checksums of its members (fast).
     """
 
     # Raised when old readers would misread new files; readers refuse an unknown number.
@@ -323,6 +325,7 @@ class Contract:
     fill: float = 0.0
     # A Web Mercator grid has "10 m" pixels of 6.4 m at 50 degrees of latitude.
     gsd_m: float | None = None
+    hash: HashMode = field(default="full", metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         """Raise ValueError for numbers that no data have."""

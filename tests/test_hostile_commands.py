@@ -83,6 +83,7 @@ ARGUMENTS = (
     "sgdata shard eurosat --source {} --out o", "sgdata shard eurosat --edition {} --source toy --out o",
     "sgdata shard eurosat --splits {} --source toy --out o", "sgdata shard eurosat --labels {} --source toy --out o",
     "sgdata shard eurosat --layout {} --source toy --out o", "sgdata shard eurosat --codec {} --source toy --out o",
+    "sgdata shard eurosat --hash {} --source toy --out o",
     "sgdata shard eurosat --split-list a={} --source toy --out o", "sgdata shard eurosat --split-list {} --out o",
     "sgdata shard segmunich --source {} --out o", "sgdata shard segmunich --source toy --hold-out {} --out o",
     "sgdata shard segmunich --source toy --fold {} --out o",

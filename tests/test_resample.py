@@ -109,3 +109,21 @@ def test_cubic_overshoot_stays_inside_the_type_and_off_nodata() -> None:
     fine = resample.refine(step, 2, kernel="cubic")
     assert (fine[:, :4] == 1).all()
     assert (fine[:, -4:] == 65535).all()
+
+
+@given(
+    factor=st.integers(2, 7),
+    height=st.integers(1, 9),
+    width=st.integers(1, 9),
+    dtype=st.sampled_from(["uint8", "uint16"]),
+    seed=st.integers(0, 99),
+)
+def test_whole_planes_are_resampled_as_their_windows(
+    factor: int, height: int, width: int, dtype: str, seed: int
+) -> None:
+    """The path for whole planes without holes gives the values of the one for windows."""
+    plane = np.random.default_rng(seed).integers(1, np.iinfo(dtype).max, (height, width), dtype, endpoint=True)
+    whole, pieces = (np.zeros((height * factor, width * factor), dtype) for _ in range(2))
+    resample._bilinear_whole(plane, factor, whole)
+    resample._bilinear(plane, factor, 0, 0, -1, pieces)
+    np.testing.assert_array_equal(whole, pieces)

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 
 from sgdata import files, output_names, sentinel2, verification
 from sgdata.errors import SourceError
-from sgdata.shards import array_codec, contracts, shard_index, tar_format, write_shards
+from sgdata.shards import array_codec, contracts, sample_hashes, shard_index, tar_format, write_shards
 from sgdata.types import CONTRACT_FORMAT, Array, Codec, Contract, Effort, LabelSpace, Sample
 
 CONTRACT = Contract(
@@ -121,7 +121,7 @@ def test_written_samples_are_read_and_indexed(tmp_path: Path) -> None:
             np.testing.assert_array_equal(back.arrays[name], array)
             assert (row[f"{name}_dtype"], row[f"{name}_shape"]) == (array.dtype.name, list(array.shape))
         assert row["labels"] == original.meta["labels"]
-        assert row["sha256"] == write_shards.sample_hash(back)
+        assert row["sha256"] == sample_hashes.sample_hash(back)
 
 
 def test_the_index_is_geoparquet(tmp_path: Path) -> None:

@@ -151,6 +151,12 @@ def shard(
         str | None, typer.Option("--layout", help="resampled: all bands on one 10 m grid; native: their own grids.")
     ] = None,
     codec: Annotated[str | None, typer.Option("--codec", help="Array encoding: blosc or npy.")] = None,
+    hash: Annotated[  # noqa: A002 - the name of the option
+        str | None,
+        typer.Option(
+            "--hash", help="full: SHA-256 of every sample; fast: checksums of members and the SHA-256 of tars only."
+        ),
+    ] = None,
     workers: Workers = 1,
     cluster: Cluster = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming.")] = False,
@@ -166,6 +172,7 @@ def shard(
 
     log_lines.listen(quiet)
     options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec, "name": name}
+    options["hash"] = hash
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = select.recipe_for(dataset, [*(changes or ()), *extra])

@@ -115,7 +115,7 @@ def list_samples(
         resampling=listing.edition.resampling or recipe.kernel,
         resampling_version=resample.VERSION,
     )
-    return source, listing, replace(contract, dataset=recipe.name or contract.dataset)
+    return source, listing, replace(contract, dataset=recipe.name or contract.dataset, hash=recipe.hash)
 
 
 def _of_places(

@@ -60,6 +60,7 @@ def build_contract(dataset: Contract, more: Mapping[str, str]) -> html.Table:
         "label space": f"{dataset.label_space.name}, {len(dataset.label_space.ids)} classes",
         "samples": ", ".join(f"{split} {count:,}" for split, count in dataset.splits.items()) or "none",
         "fingerprint": dataset.fingerprint[:16] or "none",
+        **({"sample hashes": "none (packed with --hash fast)"} if dataset.hash == "fast" else {}),
     }
     return html.Table(title="Contract", columns=("what", "value"), rows=tuple((facts | dict(more)).items()))
 

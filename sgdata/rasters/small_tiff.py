@@ -24,6 +24,7 @@ _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA = 33550, 33922, 34264, 34735, 4211
 _GEOGRAPHIC_CODE, _PROJECTED_CODE = 2048, 3072
 _USED = {_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _OFFSETS, _SAMPLES, _COUNTS, _PLANAR, _PREDICTOR, _TILES, _FORMAT}
 _USED |= {_SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA}
+_LONGEST_HEAD = 4096
 _DECODED = {1, 5, 8, 32773, 32946, 34925, 50000}
 """Compressions that decode into as many bytes as the strip declares: none, LZW, deflate, PackBits, LZMA and zstd."""
 
@@ -136,17 +137,82 @@ def _check_declared(series: Any, size: int) -> None:
 def _plain(content: bytes) -> TiffImage | None:
     """Read one uncompressed interleaved image in strips (BigEarthNet, EuroSAT); return None for all other files.
 
-    About 15 times as fast as the general reader, which tests for every variant of TIFF.
+    About 20 times as fast as the general reader, which tests for every variant of TIFF.
     """
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(content[:4])
     try:
-        tags = _tags(content, order) if order else None
-        if tags is not None and not all(tags.values()):  # a tag without a value
-            return None
-        place = _place(tags or {})
+        head = _head(content, order) if order else None
     except (struct.error, IndexError, ValueError, TypeError):  # damaged: the general reader names the reason
         return None
-    if tags is None or _TILES in tags or tags.get(_COMPRESSION, (1,)) != (1,) or tags.get(_PREDICTOR, (1,)) != (1,):
+    if head is None:
+        return None
+    data = b"".join(content[offset : offset + count] for offset, count in head.strips)
+    if not data or len(data) != head.size:
+        return None
+    pixels = np.frombuffer(data, head.dtype).reshape(head.shape).transpose(2, 0, 1)
+    if head.nodata is not None:
+        _check_no_data(pixels, head.nodata)
+    return TiffImage(pixels=np.ascontiguousarray(pixels, head.dtype.newbyteorder("=")), place=head.place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What precedes the pixels of a plain image.
+
+    Attributes:
+        dtype: Type of the pixels in the file.
+        shape: (H, W, C).
+        size: Bytes of the pixels.
+        strips: Offset and bytes of each strip.
+        place: Georeference.
+        nodata: Value of the tag GDAL_NODATA.
+    """
+
+    dtype: Any
+    shape: tuple[int, ...]
+    size: int
+    strips: tuple[tuple[int, int], ...]
+    place: Georeference | None
+    nodata: object
+
+
+def _head(content: bytes, order: str) -> _Head | None:
+    """Return what precedes the pixels of a classic TIFF (revision 6.0, section 2); None if it is not a plain one."""
+    start = struct.unpack_from(f"{order}I", content, 4)[0]
+    entries = struct.unpack_from(f"{order}H", content, start)[0]
+    end = start + 2 + 12 * entries
+    if struct.unpack_from(f"{order}I", content, end)[0]:  # a second page
+        return None
+    layout = _layout(content[start + 2 : end], order)
+    # Bands of one size have equal heads. Those of other programs end behind the pixels: too long to compare.
+    if layout.end <= _LONGEST_HEAD:
+        return _known_head(content[: max(end, layout.end)], order, layout)
+    return _parse_head(content, order, layout)
+
+
+def _parse_head(content: bytes, order: str, layout: _Layout) -> _Head | None:
+    tags = dict(layout.inline) | {tag: form.unpack_from(content, place) for tag, form, place in layout.elsewhere}
+    if not all(tags.values()):  # a tag without a value
+        return None
+    plain = _plain_format(order, tags)
+    if plain is None:
+        return None
+    dtype, shape = plain
+    size = math.prod(shape) * dtype.itemsize
+    strips = tuple(zip(tags.get(_OFFSETS, ()), tags.get(_COUNTS, ()), strict=False))
+    # Added up before they are joined: all strips of a file may name the same bytes.
+    if sum(count for _, count in strips) != size:
+        return None
+    nodata = tags.get(_NODATA, (None,))[0]
+    return _Head(dtype=dtype, shape=shape, size=size, strips=strips, place=_place(tags), nodata=nodata)
+
+
+_known_head = lru_cache(maxsize=256)(_parse_head)
+
+
+def _plain_format(order: str, tags: dict[int, tuple[Any, ...]]) -> tuple[Any, tuple[int, ...]] | None:
+    """Return dtype and shape (H, W, C) of an image; None if it is not a plain one."""
+    if _TILES in tags or tags.get(_COMPRESSION, (1,)) != (1,) or tags.get(_PREDICTOR, (1,)) != (1,):
         return None
     samples, bits, kinds = tags.get(_SAMPLES, (1,)), set(tags.get(_BITS, (1,))), set(tags.get(_FORMAT, (1,)))
     if tags.get(_PLANAR, (1,)) != (1,) or len(bits) != 1 or len(kinds) != 1 or not {_WIDTH, _HEIGHT} <= tags.keys():
@@ -154,18 +220,7 @@ def _plain(content: bytes) -> TiffImage | None:
     code = {(1, 8): "u1", (1, 16): "u2", (3, 32): "f4", (3, 64): "f8"}.get((kinds.pop(), bits.pop()))
     if code is None:
         return None
-    dtype = np.dtype(f"{order}{code}")
-    shape = (tags[_HEIGHT][0], tags[_WIDTH][0], samples[0])
-    strips = list(zip(tags.get(_OFFSETS, ()), tags.get(_COUNTS, ()), strict=False))
-    # Added up before they are joined: all strips of a file may name the same bytes.
-    if sum(count for _, count in strips) != math.prod(shape) * dtype.itemsize:
-        return None
-    data = b"".join(content[offset : offset + count] for offset, count in strips)
-    if not data or len(data) != math.prod(shape) * dtype.itemsize:
-        return None
-    pixels = np.frombuffer(data, dtype).reshape(shape).transpose(2, 0, 1)
-    _check_no_data(pixels, tags.get(_NODATA, (None,))[0])
-    return TiffImage(pixels=np.ascontiguousarray(pixels, dtype.newbyteorder("=")), place=place)
+    return np.dtype(f"{order}{code}"), (tags[_HEIGHT][0], tags[_WIDTH][0], samples[0])
 
 
 def _check_no_data(pixels: Array, stated: object) -> None:
@@ -178,30 +233,36 @@ def _check_no_data(pixels: Array, stated: object) -> None:
         raise SourceError(f"{count} values are {number:g}, which the tag GDAL_NODATA marks as missing; expected 0")
 
 
-def _tags(content: bytes, order: str) -> dict[int, tuple[Any, ...]] | None:
-    """Return the tags of the first page of a classic TIFF (revision 6.0, section 2); None if there is a second page."""
-    start = struct.unpack_from(f"{order}I", content, 4)[0]
-    entries = struct.unpack_from(f"{order}H", content, start)[0]
-    end = start + 2 + 12 * entries
-    if struct.unpack_from(f"{order}I", content, end)[0]:
-        return None
-    layout = _layout(content[start + 2 : end], order, start + 2)
-    return {tag: form.unpack_from(content, place) for tag, form, place in layout}
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Layout:
+    """Where the values of the tags of a directory are; `end` is the end of those outside it.
+
+    Attributes:
+        inline: Values in the directory, by tag.
+        elsewhere: (tag, form, place in the file) of the others.
+        end: End of the last of these in the file.
+    """
+
+    inline: tuple[tuple[int, tuple[Any, ...]], ...]
+    elsewhere: tuple[tuple[int, struct.Struct, int], ...]
+    end: int
 
 
 # The files of a dataset are written by one program: their directories are equal but for the values they point at.
 @lru_cache(maxsize=256)
-def _layout(directory: bytes, order: str, start: int) -> tuple[tuple[int, struct.Struct, int], ...]:
-    """Return (tag, form, place in the file) of the entries of a directory that this module uses."""
-    layout = []
+def _layout(directory: bytes, order: str) -> _Layout:
+    """Return the layout of the entries of a directory that this module uses."""
+    inline, elsewhere = [], []
     for at in range(0, len(directory), 12):
         tag, kind, count = struct.unpack_from(f"{order}HHI", directory, at)
         if tag in _USED and kind in _KINDS and count < 2**20:
             form = struct.Struct(f"{order}{count}{_KINDS[kind]}")
-            inline = form.size <= 4
-            place = start + at + 8 if inline else struct.unpack_from(f"{order}I", directory, at + 8)[0]
-            layout.append((tag, form, place))
-    return tuple(layout)
+            if form.size <= 4:
+                inline.append((tag, form.unpack_from(directory, at + 8)))
+            else:
+                elsewhere.append((tag, form, struct.unpack_from(f"{order}I", directory, at + 8)[0]))
+    end = max((place + form.size for _, form, place in elsewhere), default=0)
+    return _Layout(inline=tuple(inline), elsewhere=tuple(elsewhere), end=end)
 
 
 def _bands_first(pixels: Array, axes: str, kind: str) -> Array:

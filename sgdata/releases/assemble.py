@@ -26,7 +26,7 @@ from sgdata.releases import card, croissant, place_builds, release_content, stac
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
-from sgdata.shards import contracts, shard_index, tar_format
+from sgdata.shards import contracts, sample_hashes, shard_index, tar_format
 from sgdata.types import Array, Contract
 
 log = logging.getLogger("sgdata")
@@ -131,10 +131,11 @@ def _assemble(
 ) -> findings.AuditReport:
     from importlib.metadata import version
 
-    contract, planned = source
+    _, planned = source
     # Listed files only: lock files and journals are not part of the data. With the list, which is replaced at the end.
     for name in (*files.read_sums(order.source), output_names.SUMS):
         _copy(order.source / name, folder / name)
+    contract = sample_hashes.complete_folder(folder)
     if order.build and planned:
         _copy(order.build / lock.NAME, folder / lock.NAME)
         _copy(order.build / output_names.RECIPE, folder / RECIPE_OF_BUILD)

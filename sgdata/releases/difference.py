@@ -13,10 +13,10 @@ import numpy as np
 from sgdata import files, output_names
 from sgdata.builds import patch_table
 from sgdata.errors import SettingError
-from sgdata.rasters import geotiff, grids
+from sgdata.rasters import geotiff, grids, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, shard_index, tar_format
-from sgdata.types import Array, Contract
+from sgdata.types import Array, Contract, Sample
 
 SHOWN = 20
 """Number of names to list of each kind of change."""
@@ -134,7 +134,11 @@ def compare(before: Path, after: Path) -> OutputDifference:
         for folder, contract, samples in zip((before, after), (theirs, ours), rows, strict=True)
     ]  # fmt: skip
     scenes, settings = _compare_locks(before, after)
-    changed = _compare_rasters(before, after) if kinds[0] == "build" else _compare_samples(before, after, rows)
+    changed = (
+        _compare_rasters(before, after)
+        if kinds[0] == "build"
+        else _compare_samples((before, theirs), (after, ours), rows)
+    )
     unit, counted = _count_classes((before, after), (theirs, ours), kinds[0], rows)
     parts = [Counter(row["split"] for row in samples.values()) for samples in rows]
     return OutputDifference(
@@ -243,13 +247,15 @@ def _compare_classes(theirs: Contract, ours: Contract) -> tuple[Change, ...]:
 # --- pixels and labels ---------------------------------------------------------------------
 
 
-def _compare_samples(before: Path, after: Path, rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
-    """Compare the samples that both have: decoded arrays, labels and the rest of their metadata."""
+def _compare_samples(
+    before: tuple[Path, Contract], after: tuple[Path, Contract], rows: list[dict[str, dict[str, Any]]]
+) -> tuple[Change, ...]:
+    """Compare the samples that both have: arrays on their common grid, labels and the rest of their metadata."""
     old, new = rows
     again = [key for key in new if key in old]
     pixels, labels, rest = [], [], []
-    for key in (key for key in again if old[key]["sha256"] != new[key]["sha256"]):
-        one, two = tar_format.read_sample(before, old[key]), tar_format.read_sample(after, new[key])
+    for key in (key for key in again if not _have_equal_hashes(old[key], new[key])):
+        one, two = _read_joined(*before, old[key]), _read_joined(*after, new[key])
         names = {name for name in one.arrays.keys() | two.arrays.keys() if not _equal(one.arrays, two.arrays, name)}
         if names - {"mask"}:
             pixels.append(key)
@@ -262,6 +268,15 @@ def _compare_samples(before: Path, after: Path, rows: list[dict[str, dict[str, A
         *_change("samples with other labels", labels, len(again)),
         *_change("samples with other metadata alone", rest, len(again)),
     )
+
+
+def _read_joined(folder: Path, contract: Contract, row: dict[str, Any]) -> Sample:
+    return resample.join_groups(tar_format.read_sample(folder, row), contract)
+
+
+def _have_equal_hashes(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+    """Return whether two samples have equal hashes; False where one has none, so that they are read and compared."""
+    return shard_index.HASH in one and one[shard_index.HASH] == two.get(shard_index.HASH)
 
 
 def _equal(one: Mapping[str, Array], two: Mapping[str, Array], name: str) -> bool:

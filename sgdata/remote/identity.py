@@ -34,7 +34,7 @@ def identify_files(paths: Iterable[str | Path]) -> str:
     every = sorted({os.fspath(path) for path in paths})
     states = [_state(path) for path in every]
     some = sorted({int(at) for at in np.linspace(0, len(every) - 1, min(len(every), SAMPLED))})
-    return files.sha256(files.canonical_json([states, [_content(every[at], states[at]) for at in some]]))
+    return files.sha256(repr((states, [_content(every[at], states[at]) for at in some])).encode())
 
 
 def identify_address(href: str, access: Access | None = None) -> str | None:

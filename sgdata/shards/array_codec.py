@@ -12,6 +12,8 @@ import math
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +40,9 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
     Raises:
         SourceError: The format does not store the dtype.
     """
-    if array.dtype.name not in STORED:
+    if name_of(array.dtype) not in STORED:
         raise SourceError(f"array of dtype {array.dtype}, expected one of {', '.join(STORED)}")
-    stored = np.ascontiguousarray(array, dtype=STORED[array.dtype.name])
+    stored = np.ascontiguousarray(array, dtype=STORED[name_of(array.dtype)])
     if codec == "npy":
         # Version 1.0 explicitly: the default depends on the installed NumPy.
         buffer = io.BytesIO()
@@ -60,6 +62,12 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
         numthreads=1,
     )
     return bytes(chunk)
+
+
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return the name of a type, which NumPy puts together anew each time."""
+    return dtype.name
 
 
 def decode(
@@ -123,7 +131,7 @@ def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
 
 def trailer(array: Array) -> bytes:
     """Return shape and dtype, which follow the chunk: sizes as uint32, three letters of dtype, number of sizes."""
-    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[array.dtype.name].encode(), array.ndim)
+    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[name_of(array.dtype)].encode(), array.ndim)
 
 
 def trailer_bytes(codec: Codec, axes: int) -> int:

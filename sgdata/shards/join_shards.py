@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, output_names, safe_names
 from sgdata.errors import SettingError
-from sgdata.shards import contracts, shard_index, statistics, tar_format
+from sgdata.shards import contracts, sample_hashes, shard_index, statistics, tar_format
 from sgdata.types import BandStatistics, Contract
 
 PACK_TOGETHER = "pack them as one, with 'sgdata shard segmunich --source A --source B'"
@@ -27,8 +27,9 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
     Args:
         folders: Finished folders of shards, local.
         out: Output folder, empty or new.
-        copy: Whether to copy the tars and to count the pixels of the training samples again. Otherwise tars are linked,
-            and percentiles are means of those of the parts, weighted by their pixels; mean and deviation are exact.
+        copy: Whether to copy the tars, to count the pixels of the training samples again, and to compute the sample
+            hashes that a folder lacks. Otherwise tars are linked, percentiles are means of those of the parts, weighted
+            by their pixels (mean and deviation are exact), and samples have hashes if those of all folders have.
 
     Returns:
         The contract of all.
@@ -39,6 +40,9 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
     """
     parts = [contracts.read(folder) for folder in folders]
     tables = [shard_index.read_index(folder) for folder in folders]
+    if copy:
+        complete = [sample_hashes.complete(*part) for part in zip(folders, parts, tables, strict=True)]
+        parts, tables = [contract for contract, _ in complete], [table for _, table in complete]
     for folder, part, table in zip(folders[1:], parts[1:], tables[1:], strict=True):
         _require_alike((folders[0], parts[0], tables[0]), (folder, part, table))
     _require_different_keys(folders, tables)
@@ -115,7 +119,9 @@ def _write_index(path: Path, tables: Sequence[Any]) -> None:
     import pyarrow.parquet as pq
 
     renamed = []
-    for number, table in enumerate(tables):
+    hashed = all(shard_index.HASH in table.column_names for table in tables)
+    for number, part in enumerate(tables):
+        table = part if hashed or shard_index.HASH not in part.column_names else part.drop_columns([shard_index.HASH])
         names = pa.array([_named(number, name) for name in table["shard"].to_pylist()], pa.string())
         renamed.append(table.set_column(table.column_names.index("shard"), "shard", names))
     with files.replacing(path) as temporary:
@@ -140,6 +146,7 @@ def _together(parts: Sequence[Contract]) -> Contract:
             if all(band.name in part.statistics for part in counted)
         },
         fingerprint=files.sha256(files.canonical_json([[part.dataset, part.fingerprint] for part in parts])),
+        hash="full" if all(part.hash == "full" for part in parts) else "fast",
     )
 
 
@@ -168,5 +175,5 @@ def _counted(folder: Path, contract: Contract) -> dict[str, BandStatistics]:
     counts = statistics.empty(len(contract.bands))
     for sample in tar_format.samples(folder, "train" if "train" in contract.splits else None):
         for image in tar_format.whole_images(resample.join_groups(sample, contract)):
-            statistics.add(image, counts, statistics.valid_mask(image, contract.nodata))
+            statistics.add_data(image, counts, contract.nodata)
     return statistics.summarise(counts, [band.name for band in contract.bands], contract.nodata)

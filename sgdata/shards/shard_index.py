@@ -15,8 +15,11 @@ from sgdata.shards.array_codec import LARGEST_RATIO, STORED
 
 Row = dict[str, Any]
 
+HASH = "sha256"
+"""Column of sample hashes, which the index of shards packed with `hash = "fast"` lacks."""
+
 _COMPLETE: dict[str, parquet_tables.ColumnKind] = {
-    **dict.fromkeys(("key", "split", "shard", "sha256"), "text"),
+    **dict.fromkeys(("key", "split", "shard"), "text"),
     **dict.fromkeys(("meta_offset", "meta_size"), "count"),
 }
 _OPTIONAL: dict[str, parquet_tables.ColumnKind] = {
@@ -36,7 +39,7 @@ def read_index(folder: Path) -> Any:
 
     Returns:
         A `pyarrow.Table` with one row per sample: key, split, tar, position, size, dtype and shape of each member,
-        labels, bounding box (degrees), CRS, date and hash.
+        labels, bounding box (degrees), CRS and date; the hash (`sha256`) unless packed with `hash = "fast"`.
 
     Raises:
         SourceError: The folder is unfinished, or the index is missing or damaged.
@@ -50,6 +53,8 @@ def read_index(folder: Path) -> Any:
     extra = {name: kind for name, kind in extra.items() if name in table.column_names}
     parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
     parquet_tables.check(table, _OPTIONAL | extra | parts, str(path), complete=False)
+    if HASH in table.column_names or files.read_plain(folder / output_names.CONTRACT).get("hash") != "fast":
+        parquet_tables.check(table, {HASH: "text"}, str(path))
     keys = table["key"].to_pylist()
     if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
         raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample; pack again")
@@ -109,7 +114,7 @@ def write_index(path: Path, rows: Sequence[Row]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    texts, sides = ("key", "split", "shard", "sha256", "crs", "date"), ("west", "south", "east", "north")
+    texts, sides = ("key", "split", "shard", HASH, "crs", "date"), ("west", "south", "east", "north")
     kinds = dict.fromkeys(texts, pa.string()) | dict.fromkeys(sides, pa.float64()) | {"labels": pa.list_(pa.int32())}
     kinds |= {"budgets": pa.list_(pa.string()), "place": pa.string()}
     endings = dict.fromkeys(("offset", "size", "crc32"), pa.int64()) | {
@@ -120,7 +125,8 @@ def write_index(path: Path, rows: Sequence[Row]) -> None:
     members = sorted({name for row in rows for name in row} - set(kinds))
     fields += [pa.field(name, endings[name.rpartition("_")[2]]) for name in members]
     extra = [name for name in ("budgets", "place") if any(name in row for row in rows)]
-    fields += [pa.field(name, kinds[name]) for name in ("labels", *extra, *sides, "crs", "date", "sha256")]
+    hashes = [HASH] if any(HASH in row for row in rows) else []
+    fields += [pa.field(name, kinds[name]) for name in ("labels", *extra, *sides, "crs", "date", *hashes)]
     table = pa.table([pa.array([row.get(f.name) for row in rows], f.type) for f in fields], pa.schema(fields))
     # Without any box the column would be empty, so it is left out.
     boxes = [tuple(row[name] for name in sides) for row in rows if row["west"] is not None]

@@ -45,10 +45,17 @@ def add(image: Array, total: Array, valid: Array | None = None) -> None:
     """
     from sgdata.shards import histogram  # here, since numba takes long to import
 
-    bins = _bins(image if valid is None or valid.all() else np.where(valid, image, 0))
+    valid = None if valid is None or valid.all() else valid
+    bins = _bins(image if valid is None else np.where(valid, image, 0))
     histogram.add(np.ascontiguousarray(bins).reshape(len(image), -1), total)
     if valid is not None:  # counted as 0 above, and taken out again: the counts are exact
         total[:, 0] -= np.count_nonzero(~valid, axis=(1, 2))
+
+
+def add_data(image: Array, total: Array, nodata: float | None) -> None:
+    """Count the values of a (C, H, W) image that hold data, as `valid_mask` finds them, into a histogram."""
+    plain = nodata is None and image.dtype.kind != "f"
+    add(image, total, None if plain else valid_mask(image, nodata))
 
 
 def _bins(image: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ import numpy as np
 
 from sgdata import files, output_lock, output_names
 from sgdata.errors import SourceError
-from sgdata.shards import array_codec, contracts, shard_index, statistics, tar_format
+from sgdata.shards import array_codec, contracts, sample_hashes, shard_index, statistics, tar_format
 from sgdata.types import Array, BandStatistics, Codec, Contract, Effort, Sample, Shard
 
 
@@ -87,13 +86,13 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
     # Statistics of other splits would leak into the normalisation of what they evaluate.
     of_statistics = ["train"] if "train" in splits else sorted(splits)
     shapes = {_grid(row) for row in rows}
+    hashes = [row[shard_index.HASH] for row in rows] if contract.hash == "full" else [t.sha256 for t in totals.shards]
     complete = replace(
         contract,
         shape=(len(contract.bands), *shapes.pop()) if len(shapes) == 1 else None,
         statistics=totals.statistics(of_statistics),
         splits=dict(sorted(splits.items())),
-        # Sorted: the order of shards and workers is no part of the data.
-        fingerprint=files.sha256("\n".join(sorted(row["sha256"] for row in rows)).encode()),
+        fingerprint=sample_hashes.fingerprint(hashes),
     )
     shard_index.write_index(out / output_names.INDEX, rows)
     contracts.write(out, complete)
@@ -104,29 +103,11 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
 
 def _grid(row: shard_index.Row) -> tuple[int, int]:
     """Return height and width of the finest image member."""
-    shapes = [row[f"{name}_shape"] for name in tar_format.IMAGES if row.get(f"{name}_shape")]
-    height, width = max(shape[1:] for shape in shapes)
+    height, width = max(shape[1:] for name in _SHAPES if (shape := row.get(name)))
     return height, width
 
 
-def sample_hash(sample: Sample) -> str:
-    """Return the SHA-256 of a sample's decoded content, which codec, effort and layout do not change.
-
-    Args:
-        sample: Sample with its arrays on their common grid.
-
-    Returns:
-        Hex digest over the arrays (name, dtype, shape, little-endian bytes) and the canonical metadata.
-    """
-    digest = hashlib.sha256()
-    for name, array in sorted(sample.arrays.items()):
-        stored = np.ascontiguousarray(array, dtype=array_codec.STORED[array.dtype.name])
-        digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
-        digest.update(stored.data)
-    digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))
-    return digest.hexdigest()
-
-
+_SHAPES = tuple(f"{name}_shape" for name in tar_format.IMAGES)
 _TEXTS = ("crs", "date", "place")
 
 
@@ -173,7 +154,7 @@ def storable(sample: Sample, contract: Contract) -> Sample:
 
 def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
     """Return a plain array with `nodata` in place of masked values, and of NaN in labels."""
-    values, holes = np.ma.getdata(array), np.ma.getmaskarray(array)
+    values, holes = np.ma.getdata(array), np.ma.getmask(array)
     if labels and values.dtype.kind == "f":
         holes = holes | ~np.isfinite(values)
     if not holes.any():
@@ -187,8 +168,8 @@ def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
 
 def _narrowed(name: str, array: Array) -> Array:
     labels = name == "mask"
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype.name in array_codec.STORED and not (labels and array.dtype.kind == "f"):
+    array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    if array_codec.name_of(array.dtype) in array_codec.STORED and not (labels and array.dtype.kind == "f"):
         return array
     # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
     integers = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
@@ -235,10 +216,13 @@ def write(
             counts = statistics.empty(len(contract.bands))
             for sample in members:
                 for image in tar_format.whole_images(sample):
-                    statistics.add(image, counts, statistics.valid_mask(image, contract.nodata))
+                    statistics.add_data(image, counts, contract.nodata)
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
-                path, ((sample, sample_hash(sample)) for sample in members), codec=codec, effort=effort
+                path,
+                ((sample, sample_hashes.hash_for(sample, contract)) for sample in members),
+                codec=codec,
+                effort=effort,
             )
             totals.add(PackedShard(shard=shard, split=split, rows=tuple(rows), counts=counts))
         return finish(out, totals)

@@ -169,6 +169,7 @@ def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequen
         },
         splits={splits[0]: sum(part.splits[split] for part, split in zip(parts, splits, strict=True))},
         fingerprint=files.sha256(files.canonical_json(identity)),
+        hash="full" if all(part.hash == "full" for part in parts) else "fast",
     )
 
 

@@ -42,7 +42,7 @@ from sgdata.pages import run as run_page
 from sgdata.rasters import geotiff, small_jpeg, small_tiff
 from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
-from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards import contracts, sample_hashes, tar_format, write_shards
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader
 from sgmodel.inference import predict
@@ -157,7 +157,7 @@ def _shards(folder: Path, path: Path) -> None:
         for number in range(min(len(opened), 3)):
             opened.read(number, "image")
     for sample in tar_format.samples(folder):
-        write_shards.sample_hash(sample)
+        sample_hashes.sample_hash(sample)
 
 
 def _members(folder: Path, path: Path) -> None:
