@@ -59,7 +59,7 @@ def test_large_members_and_long_names() -> None:
     info = tarfile.TarInfo("a")
     info.size, info.mode = 8**11 - 1, 0o644
     assert plain_tar.header("a", info.size) == info.tobuf(tarfile.USTAR_FORMAT)
-    with pytest.raises(SourceError, match="has 8589934592 bytes, tars hold 8589934591"):
+    with pytest.raises(SourceError, match="has 8589934592 bytes, expected at most 8589934591"):
         plain_tar.header("a", 8**11)
-    with pytest.raises(SourceError, match="its name has 101 bytes, tars hold 100"):
+    with pytest.raises(SourceError, match="its name has 101 bytes, expected at most 100"):
         plain_tar.header("n" * 101, 1)

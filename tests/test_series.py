@@ -23,7 +23,7 @@ from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError
 from sgdata.packing import pack, select
 from sgdata.rasters import cog, geotiff
-from sgdata.releases import difference
+from sgdata.releases import difference, versions
 from sgdata.scenes import lock
 from sgdata.shards import contracts, shard_index, write_shards
 from sgdata.types import Sample, Window
@@ -284,8 +284,8 @@ def test_a_damaged_release_before_is_refused(home: Path, tmp_path: Path) -> None
 
 
 def test_versions_are_ordered_by_their_numbers() -> None:
-    versions = ["0.9", "1.0rc1", "1.0", "1.9", "1.10", "2"]
-    assert sorted(["2", *versions[:-1]], key=versions._numbers) == versions
+    expected = ["0.9", "1.0rc1", "1.0", "1.9", "1.10", "2"]
+    assert sorted(["2", *expected[:-1]], key=versions._numbers) == expected
     assert versions._numbers("1") == versions._numbers("1.0.0")
 
 

@@ -33,9 +33,9 @@ def header(name: str, size: int) -> bytes:
     """Return the ustar header of a plain file. Raises SourceError for what it cannot hold."""
     encoded, made = name.encode(), bytearray(_EMPTY)
     if len(encoded) > _NAME.stop:
-        raise SourceError(f"member {name!r:.130}: its name has {len(encoded)} bytes, tars hold 100; shorten the key")
+        raise SourceError(f"member {name!r:.130}: its name has {len(encoded)} bytes, expected at most 100")
     if size >= 8**11:
-        raise SourceError(f"member {name}: has {size} bytes, tars hold {8**11 - 1}; cut its arrays")
+        raise SourceError(f"member {name}: has {size} bytes, expected at most {8**11 - 1}")
     made[: len(encoded)] = encoded
     made[_SIZE] = b"%011o" % size
     made[_CHECKSUM] = b"%06o\0 " % sum(made)
