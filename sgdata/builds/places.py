@@ -73,7 +73,18 @@ class PlaceOutcome:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacePlan:
-    """The plan of one place; `planned` and `cost` are None where it has none, for the reason in `message`."""
+    """The plan of one place.
+
+    Attributes:
+        place: Name of the place.
+        folder: Its folder of output.
+        code: Exit code of the plan.
+        message: Why it has no plan, or "".
+        planned: Lock of the plan; None for none.
+        cost: Estimated cost; None for none.
+        area: Summary of the area; None for none.
+        holes: Months with too few scenes, as text.
+    """
 
     place: str
     folder: Path

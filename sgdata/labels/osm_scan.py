@@ -28,9 +28,21 @@ MANY_NODES = 200
 
 @dataclass(kw_only=True)
 class Scan:
-    """Features found so far in `area`; candidates are areas that pyosmium has not assembled yet.
+    """Features found so far in an area.
 
-    `core` is the part of the area that coastlines must cross; None: all of it.
+    Attributes:
+        area: Outline in degrees.
+        rules: Rules that choose the objects to keep.
+        core: Part of the area that coastlines must cross; None for all of it.
+        rows: Tags and geometry by type, number and kind of the object.
+        outside: Number of features outside the area.
+        losses: Why an object was mended or lost, by `type/number`.
+        candidates: Tags by type and number of areas that pyosmium has not assembled yet.
+        rings: Outlines of closed ways among the candidates; empty where a node lacks its position.
+        members: Ways with their roles, of relations among the candidates.
+        untagged: The same of multipolygons whose tags are on their ways.
+        coast: Coastlines.
+        assembled: Type and number of areas that pyosmium assembled.
     """
 
     area: Any
