@@ -130,6 +130,7 @@ SAFE = {
     ],
     "constants of our own, in a loop or an argument": [
         ("sgdata.builds.build_folder", "name"), ("sgmodel.train.run_folder", "name"), ("sgdata.package_data", "name"),
+        ("sgdata.rasters.zarr_store", "name"),
         ("sgmodel.inference.output_files", "name"), ("sgmodel.recipe_files", "name"),
         ("sgdata.pages.html", "f'page.{kind}'"),
         ("sgdata.package_data", "f'{name}.tsv'"), ("sgdata.package_data", "f'{name}.json'"),
@@ -182,6 +183,7 @@ SAFE = {
         ("sgdata.releases.segmunich_released", "f'.{out.name}.partial'"),
     ],
     "a path of a catalogue, which access refuses outside the root": [("sgdata.remote.access", "path")],
+    "a name of plain parts below a store, whose file is refused outside of it": [("sgdata.remote.objects", "key")],
     "names of checkpoints, which are constants": [
         ("sgmodel.train.run_folder", "f'.{folder.name}.{part}'"),
         ("sgmodel.train.run_folder", "f'.{name}.old'"),
@@ -189,6 +191,7 @@ SAFE = {
     "addresses, which scenes open by their own rules": [
         ("sgdata.scenes.search", "asset.href"), ("sgdata.scenes.search", "scene.product"),
     ],
+    "a hash of an address": [("sgdata.composite.remote_tiffs", "f'{name}.json'")],
     "numbers": [
         (
             "sgdata.composite.tiles",
