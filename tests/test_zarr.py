@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, checksums, geotiff, zarr_chunks, zarr_metadata, zarr_store
 from sgdata.remote import objects, retry
 from sgdata.remote.objects import Folder
+from sgdata.remote.ranges import Patience
 from sgdata.scenes.eopf_items import array_paths
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
@@ -485,7 +487,8 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
 ) -> None:
     store = zarr_stores.product(scene, tmp_path / "a")
     path = array_paths()["B04"]
-    monkeypatch.setattr("sgdata.remote.ranges.Patience.retries", 0)
+    once = partial(Folder, patience=Patience(retries=0))
+    monkeypatch.setattr(zarr_store, "Folder", once)
     monkeypatch.setattr(window_staging, "RETRY", retry.RetryPolicy(tries=1))
     status = 0
 
