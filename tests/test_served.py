@@ -257,7 +257,7 @@ def test_files_are_signed_when_opened_and_again_when_the_token_expires(
     store = shutil.copytree(archive, tmp_path / "a")
     (store / "token" / "127").mkdir(parents=True)
     (store / "token" / "127" / "sentinel-2-l2a").write_text("{}")
-    door = Door(good_for=9)  # six files at a time, each with a first request for its header
+    door = Door(good_for=11)  # six files at a time, each with a first request for its header
     with served.serving(store, door) as server:
         source = replace(recipe.source, tokens=f"{server.url}/token")
         out = build(replace(recipe, source=source), f"{server.url}/catalog.json", tmp_path / "b")
