@@ -28,7 +28,7 @@ HEADER_BYTES = 1 << 15
 """Bytes of the first request: headers of COGs with blocks of 1024 have some 2 kB, with blocks of 256 some 30 kB."""
 MORE_HEADERS, MORE_BYTES = 4, 1 << 22
 """Further requests for a header that is not in one piece, and their bytes, before a file is left to GDAL."""
-AHEAD_BYTES = 1 << 24
+AHEAD_BYTES = 1 << 22
 """Bytes of one file that are requested before their pixels are used."""
 CUSTOM = (
     *("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_AUTH", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"),
