@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 HEADERS = ".headers"
 """Folder beside the lock with the headers of remote files: a build that follows the lock again asks for none."""
+LAYERS_AT_ONCE, SCENES_AT_ONCE = 16, 4
+"""Scenes on servers of which one process reads the mask layer, or all files, at a time: it mostly waits for answers."""
 LOST_NAMED, LOST_AT_ONCE = 20, 4
 """Scenes that may be lost before a build stops early: after some were read, and if none was."""
 
@@ -92,7 +94,11 @@ def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[C
     ]
     if _selects(recipe):
         peeks = [replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests]
-        runs = progress.track(paths.run(scene_staging.stage_files, peeks), label="mask layers", total=len(peeks))
+        runs = progress.track(
+            paths.run(scene_staging.stage_files, peeks, **_at_once(peeks, LAYERS_AT_ONCE)),
+            label="mask layers",
+            total=len(peeks),
+        )
         scenes = list(_limited(recipe, planned, runs))
     else:
         scenes = [scene_staging.stage_files(replace(request, windows={})) for request in requests]
@@ -126,7 +132,8 @@ def stage_bands(
     A scene of which a file cannot be used is dropped.
     """
     task = partial(scene_staging.stage_scene, grid=planned.grid)
-    runs = paths.run(task, [candidate.request for candidate in candidates])
+    requests = [candidate.request for candidate in candidates]
+    runs = paths.run(task, requests, **_at_once(requests, SCENES_AT_ONCE))
     results = _limited(recipe, planned, progress.track(runs, label="scenes", total=len(candidates)))
     for candidate, result in zip(candidates, results, strict=True):
         if isinstance(result, Dropped):
@@ -284,6 +291,12 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
         signed=tuple(full for href in hrefs if (full := urls.recall(href)) != href),
         access=access,
     )
+
+
+def _at_once(requests: list[SceneRequest], count: int) -> dict[str, int]:
+    """Return the option of `pool.run` for scenes that are read at a time; none where their files are on disk."""
+    remote = any(urls.is_http(window.asset.href) for request in requests for window in request.windows.values())
+    return {"threads": count} if remote else {}
 
 
 def _selects(recipe: BuildRecipe) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,8 +29,8 @@ HEADER_BYTES = 1 << 15
 """Bytes of the first request: headers of COGs with blocks of 1024 have some 2 kB, with blocks of 256 some 30 kB."""
 MORE_HEADERS, MORE_BYTES = 4, 1 << 22
 """Further requests for a header that is not in one piece, and their bytes, before a file is left to GDAL."""
-AHEAD_BYTES = 1 << 22
-"""Bytes of one file that are requested before their pixels are used."""
+AHEAD_BYTES = 3 << 25
+"""Bytes of all files that are requested before their pixels are used, beside the range that each file waits for."""
 CUSTOM = (
     *("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_AUTH", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"),
     *("GDAL_HTTP_COOKIE", "GDAL_HTTP_COOKIEFILE", "GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY", "GDAL_HTTP_PROXYUSERPWD"),
@@ -152,7 +153,8 @@ def _write_header(path: Path, file: RemoteFile, parts: dict[int, bytes]) -> None
         "modified": file.modified,
         "parts": {str(start): base64.b64encode(content).decode() for start, content in parts.items()},
     }
-    files.write(path, files.checked_json(document))
+    with files.replacing(path, durable=False) as temporary:  # what a power failure leaves of it is noticed
+        temporary.write_bytes(files.checked_json(document))
 
 
 def _read_header(path: Path, href: str, request: WindowRequest) -> tuple[RemoteFile, dict[int, bytes]] | None:
@@ -177,6 +179,28 @@ def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(host_limits.MOST, "ranges")
 
 
+class _Ahead:
+    """Count the bytes that were requested and whose pixels are not used yet, of all files of this process."""
+
+    def __init__(self) -> None:
+        self.bytes, self._lock = 0, threading.Lock()
+
+    def takes(self, count: int, *, needed: bool) -> bool:
+        """Add bytes to the count if there is room for them, or they are needed now."""
+        with self._lock:
+            if not needed and self.bytes + count > AHEAD_BYTES:
+                return False
+            self.bytes += count
+            return True
+
+    def used(self, count: int) -> None:
+        with self._lock:
+            self.bytes -= count
+
+
+_ahead = _Ahead()
+
+
 def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]:
     """Yield a window from top to bottom in strips that end where blocks end, while further ranges are on their way."""
     table = opened.table
@@ -184,19 +208,16 @@ def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]
     blocks.check_sizes(table, runs, opened.file.size, shown)
     pending = deque(runs)
     requested: deque[tuple[blocks.Run, Future[memoryview]]] = deque()
-    ahead = 0
     arrived: list[tuple[blocks.Run, memoryview]] = []
     native = np.dtype(table.dtype).newbyteorder("=")
     try:
         for row in blocks.rows_of(table, window):
-            while pending and (pending[0].first_row <= row or ahead < AHEAD_BYTES):
+            while pending and _ahead.takes(pending[0].size, needed=pending[0].first_row <= row):
                 run = pending.popleft()
-                ahead += run.stop - run.start
                 requested.append((run, _fetchers().submit(_fetch, opened, run)))
             while requested and requested[0][0].first_row <= row:
-                run, future = requested.popleft()
-                arrived.append((run, future.result()))
-                ahead -= run.stop - run.start
+                arrived.append((requested[0][0], requested[0][1].result()))
+                _ahead.used(requested.popleft()[0].size)
             part = _part(table, row, window)
             out = np.empty((part.height, part.width), native)
             for run, content in arrived:
@@ -207,8 +228,9 @@ def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]
                 out[out == table.nodata] = 0
             yield out
     finally:
-        for _, future in requested:
+        for run, future in requested:
             future.cancel()
+            _ahead.used(run.size)
 
 
 def _fetch(opened: _Opened, run: blocks.Run) -> memoryview:

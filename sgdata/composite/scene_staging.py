@@ -21,7 +21,7 @@ from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Grid
 
-READERS, REMOTE_READERS = 4, 24
+READERS, REMOTE_READERS = 4, 48
 """Files that are read at a time, on disks and on servers: decompressing, hashing and waiting all release the GIL."""
 
 CLEAR_SCORE, BRIGHT_TARGETS = "clear_score", "bright_targets"

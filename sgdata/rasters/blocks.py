@@ -39,6 +39,11 @@ class Run:
     blocks: tuple[tuple[int, int], ...]
 
     @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.stop - self.start
+
+    @property
     def first_row(self) -> int:
         """First row of blocks of which the range has some."""
         return min(row for row, _ in self.blocks)

@@ -21,7 +21,10 @@ import tenacity  # noqa: F401
 
 from sgdata import pool
 
-THREADS = 2
+try:
+    from sgdata.builds.fetch import SCENES_AT_ONCE
+except ImportError:  # 7dbe2a5
+    SCENES_AT_ONCE = 2
 
 
 def requests_of(plan: dict[str, Any]) -> tuple[Any, list[Any]]:
@@ -59,7 +62,7 @@ def requests_of(plan: dict[str, Any]) -> tuple[Any, list[Any]]:
 def main() -> None:
     task, scenes = requests_of(json.loads(Path(sys.argv[1]).read_text()))
     began, used = time.monotonic(), time.process_time()
-    staged = list(pool.run(task, scenes, workers=1, threads=THREADS))
+    staged = list(pool.run(task, scenes, workers=1, threads=SCENES_AT_ONCE))
     figures = {
         "seconds": time.monotonic() - began,
         "cpu_seconds": time.process_time() - used,
