@@ -89,6 +89,14 @@ def recall(url: str) -> str:
     return _KNOWN.get(url, url)
 
 
+def wanted(href: str) -> str:
+    """Return the environment variables with which a user gives credentials to a server."""
+    if href.startswith("s3://"):
+        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        return f" (the store requires {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"
+    return " (the server may want headers in GDAL_HTTP_HEADERS)" if "://" in href else ""
+
+
 def joined(url: str, name: str) -> str:
     """Return the address of the file `name` in the folder `url`, in front of a query."""
     address, query, _ = _parts(url)

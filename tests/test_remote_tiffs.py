@@ -158,6 +158,48 @@ def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
         assert third.sha256 == fresh.sha256 != first.sha256
 
 
+@pytest.mark.parametrize("way", ["keys", "endpoint of GDAL", "anonymous", "profile"])
+def test_buckets_are_read_with_the_settings_of_the_user(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+    (tmp_path / "bucket").mkdir()
+    (tmp_path / "a.tif").rename(tmp_path / "bucket" / "a.tif")
+    expected = window_staging.stage(request_for(str(tmp_path / "bucket" / "a.tif"), tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked: list[tuple[str, str, str]] = []
+
+    def signed(handler: Files, content: bytes) -> bool:
+        about = handler.headers
+        asked.append((handler.command, about.get("Authorization", "")[:9], about.get("x-amz-request-payer", "")))
+        return answer(handler, content)
+
+    with served.serving(tmp_path, signed) as server:
+        monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+        if way == "endpoint of GDAL":
+            for name, value in {
+                "AWS_S3_ENDPOINT": server.url.removeprefix("http://"),
+                "AWS_HTTPS": "NO",
+                "AWS_VIRTUAL_HOSTING": "FALSE",
+            }.items():
+                monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        if way in ("keys", "endpoint of GDAL"):
+            monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        if way == "profile":
+            monkeypatch.setenv("AWS_PROFILE", "me")
+            assert not remote_tiffs.takes("s3://bucket/a.tif")
+            return
+        assert remote_tiffs.takes("s3://bucket/a.tif")
+        request = request_for("s3://bucket/a.tif", tmp_path, target=tmp_path / "b")
+        staged = window_staging.stage(request)
+    assert (staged.sha256, staged.source) == (expected.sha256, "")
+    sign, payer = ("", "") if way == "anonymous" else ("AWS4-HMAC", "requester")
+    assert set(asked) == {("GET", sign, payer)}
+
+
 def test_ranges_are_joined(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
     table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")

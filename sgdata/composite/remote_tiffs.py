@@ -20,7 +20,7 @@ from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import host_limits, identity, ranges
+from sgdata.remote import host_limits, identity, object_stores, ranges
 from sgdata.remote.access import access_of, check_host
 from sgdata.remote.ranges import Patience, RemoteFile
 from sgdata.types import Array, Window
@@ -47,10 +47,10 @@ def takes(href: str) -> bool:
 
     path = href.partition("?")[0].lower()
     return (
-        urls.is_http(href)
-        and ranges.is_plain(href)
+        href.startswith(("http://", "https://", "s3://"))
         and not path.endswith(".jp2")
         and not any(get_gdal_config(name) is not None for name in CUSTOM)
+        and object_stores.takes(href)
         and get_netrc_auth(href) is None
     )
 
@@ -81,7 +81,9 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
             return _read_strips(opened, Window(row=row, col=col, height=part.height, width=part.width), shown)
 
         block = scene_files.block_at(window, table.block)
-        source = identity.of_headers(opened.file.etag, opened.file.modified, opened.file.size)
+        about = opened.file
+        # Of files in buckets pixels are compared, as `identity.identify_address` says.
+        source = identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
         yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
     except ranges.ChangedError as error:
         if kept := _header_file(request, href):

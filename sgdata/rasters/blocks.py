@@ -12,7 +12,7 @@ from sgdata import limits
 from sgdata.rasters.block_tables import BlockTable
 from sgdata.types import Array, Window
 
-RUN_BYTES = 1 << 22
+RUN_BYTES = 1 << 23
 """Most bytes of one range, unless one block is larger."""
 GAP_SHARE = 0.08
 """Bytes between blocks that may be read as well to save requests, as a share of the bytes needed."""

@@ -113,7 +113,7 @@ def open_raster(
         for address in (where, href):
             query = address.partition("?")[2]
             reason = reason.replace(address, shown).replace(f"?{query}" if query else "?", "")
-        wanted = _wanted(href) if REFUSED.search(reason) else ""
+        wanted = urls.wanted(href) if REFUSED.search(reason) else ""
         raise SourceError(f"{shown}: cannot be read: {reason:.200}{wanted}; fetch it again or leave it out") from error
 
 
@@ -128,14 +128,6 @@ def gdal_options(href: str) -> dict[str, str]:
         options = options | buckets.s3_options(href)
     # Of the environment, of GDAL's configuration file, or of a rasterio.Env around the call.
     return {name: value for name, value in options.items() if get_gdal_config(name) is None}
-
-
-def _wanted(href: str) -> str:
-    """Return the environment variables with which a user gives credentials to a server."""
-    if href.startswith("s3://"):
-        keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        return f" (the store requires {keys}, with AWS_REQUEST_PAYER=requester where readers pay)"
-    return " (the server may want headers in GDAL_HTTP_HEADERS)" if "://" in href else ""
 
 
 @cache

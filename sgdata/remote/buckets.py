@@ -78,8 +78,6 @@ def open_object(href: str) -> NativeFile:
 
 
 def _s3(href: str) -> FileSystem:
-    from pyarrow import fs
-
     options = s3_options(href)
     endpoint = _setting("AWS_S3_ENDPOINT", options)
     region = _setting("AWS_REGION") or _setting("AWS_DEFAULT_REGION")
@@ -92,11 +90,47 @@ def _s3(href: str) -> FileSystem:
         **({} if anonymous else given),
         anonymous=anonymous,
         # Elsewhere than at Amazon the region has no meaning, and cannot be asked for.
-        region=region or ("us-east-1" if endpoint else fs.resolve_s3_region(urlsplit(href).netloc)),
+        region=region or ("us-east-1" if endpoint else _region(urlsplit(href).netloc)),
         endpoint_override=endpoint or None,
         scheme="http" if _setting("AWS_HTTPS", options).upper() in _NO else "https",
         connect_timeout=CONNECT_S,
     )
+
+
+def obstore_config(href: str) -> dict[str, Any] | None:
+    """Return how obstore reads a bucket of Amazon's kind with the same settings.
+
+    Returns:
+        Its configuration; None where credentials are of a kind that GDAL alone reads, such as profiles and roles.
+    """
+    options = s3_options(href)
+    config: dict[str, Any] = {"skip_signature": _setting("AWS_NO_SIGN_REQUEST", options).upper() not in _NO}
+    if not config["skip_signature"]:
+        names = {"access_key_id": "AWS_ACCESS_KEY_ID", "secret_access_key": "AWS_SECRET_ACCESS_KEY"}
+        config |= {key: _setting(name) for key, name in names.items()}
+        if not (config["access_key_id"] and config["secret_access_key"]):
+            return None
+        if token := _setting("AWS_SESSION_TOKEN"):
+            config["session_token"] = token
+    if _setting("AWS_REQUEST_PAYER").lower() == "requester":
+        config["request_payer"] = True
+    endpoint = _setting("AWS_S3_ENDPOINT", options)
+    hosted = _setting("AWS_VIRTUAL_HOSTING", options).upper() not in _NO
+    region = _setting("AWS_REGION") or _setting("AWS_DEFAULT_REGION")
+    if endpoint:
+        scheme = "http" if _setting("AWS_HTTPS", options).upper() in _NO else "https"
+        if hosted:  # obstore wants the bucket in the address then
+            return None
+        config |= {"endpoint": f"{scheme}://{endpoint}", "virtual_hosted_style_request": False}
+    return {**config, "region": region or ("us-east-1" if endpoint else _region(urlsplit(href).netloc))}
+
+
+@lru_cache(maxsize=256)
+def _region(bucket: str) -> str:
+    from pyarrow import fs
+
+    region: str = fs.resolve_s3_region(bucket)
+    return region
 
 
 def _gs() -> FileSystem:

@@ -7,36 +7,28 @@ headers of a refusal: a range that was refused is asked for again through `web`,
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from sgdata import urls
 from sgdata.errors import SourceError
-from sgdata.remote import host_limits, retry, web
+from sgdata.remote import host_limits, object_stores, retry, web
 from sgdata.remote.access import Access
 
 if TYPE_CHECKING:
     import requests
-    from obstore.store import ClientConfig, HTTPStore
 
 T = TypeVar("T")
 
-CONNECT_S, STALLED_S = 20, 60
-"""Longest time to connect, and without a byte; none for a whole answer, which may be slow but steady."""
+TIMEOUTS_S = (object_stores.CONNECT_S, object_stores.STALLED_S)
 LONGEST_WAIT_S = 300.0
-BUNDLES = ("REQUESTS_CA_BUNDLE", "GDAL_CURL_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
-"""Settings of requests, GDAL, curl and OpenSSL: files of the certificates that are trusted."""
 BUSY = frozenset({429, 503})
 """Answers of a server that wants fewer requests."""
-_PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
 _STATUS = re.compile(r"status code: (\d{3})")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -120,6 +112,8 @@ def open_file(url: str, access: Access, *, first_bytes: int, patience: Patience)
     limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
 
     def attempt(_: bool) -> tuple[RemoteFile, bytes]:
+        if not urls.is_http(url):
+            return _open_with_obstore(url, access, first_bytes)
         answer, content = _asked(url, access, 0, first_bytes)
         found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
         if found is None or int(found[1]) != 0 or int(found[2]) + 1 != min(first_bytes, int(found[3])):
@@ -148,8 +142,14 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
     """
 
     def attempt(refused: bool) -> memoryview:
-        by_session = refused or not is_plain(file.url)
-        return _read_with_session(file, start, stop) if by_session else _read_with_obstore(file, start, stop)
+        if urls.is_http(file.url) and (refused or not object_stores.takes(file.url)):
+            return _read_with_session(file, start, stop)
+        content, etag, size = _read_with_obstore(file.url, start, stop, file.etag)
+        if len(content) != stop - start:
+            raise FailedError(f"{len(content):,} bytes of {stop - start:,} came")
+        if (etag, size) != (file.etag, file.size):
+            raise ChangedError("changed")
+        return content
 
     content: memoryview = patiently(attempt, host_limits.of_host(file.host), patience, file.url)
     return content
@@ -198,7 +198,7 @@ def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> t
     if etag:
         headers["If-Match"] = etag
     try:
-        with _session(access).get(url, headers=headers, stream=True, timeout=(CONNECT_S, STALLED_S)) as answer:
+        with _session(access).get(url, headers=headers, stream=True, timeout=TIMEOUTS_S) as answer:
             status = answer.status_code
             if status in retry.TRANSIENT_STATUS:
                 wait_s = retry.retry_after_s(answer)
@@ -225,7 +225,7 @@ def _refuse(url: str, status: int) -> None:
     try:
         raise PermissionError(f"HTTP response code {status}")
     except PermissionError as error:
-        headers = " (the server may want headers in GDAL_HTTP_HEADERS)" if status in (401, 403) else ""
+        headers = urls.wanted(url) if status in (401, 403) else ""
         raise kind(_unreadable(url, f"{error}{headers}")) from error
 
 
@@ -256,14 +256,22 @@ def _session(access: Access) -> requests.Session:
 # --- through obstore -----------------------------------------------------------------------
 
 
-def _read_with_obstore(file: RemoteFile, start: int, stop: int) -> memoryview:
+def _open_with_obstore(url: str, access: Access, first_bytes: int) -> tuple[RemoteFile, bytes]:
+    content, etag, size = _read_with_obstore(url, 0, first_bytes)
+    if len(content) != min(first_bytes, size):
+        raise FailedError(f"{len(content):,} bytes of {min(first_bytes, size):,} came")
+    return RemoteFile(url=url, size=size, etag=etag, modified="", access=access), bytes(content)
+
+
+def _read_with_obstore(url: str, start: int, stop: int, etag: str = "") -> tuple[memoryview, str, int]:
+    """Read a range; return it with the ETag and the size of the file. Raises ChangedError, FailedError, SourceError."""
     import obstore
     from obstore.exceptions import BaseError, PreconditionError
 
-    store, path = _store_of(file.url)
+    store, path = object_stores.find(url)
     options: Any = {"range": (start, stop)}
-    if etag := _strong(file.etag):
-        options["if_match"] = etag
+    if expected := _strong(etag):
+        options["if_match"] = expected
     content = bytearray(stop - start)
     at = 0
     try:
@@ -274,59 +282,19 @@ def _read_with_obstore(file: RemoteFile, start: int, stop: int) -> memoryview:
                 raise FailedError(f"more than the {len(content):,} bytes that were asked for")
             content[at : at + len(part)] = part
             at += len(part)
+        return memoryview(content)[:at], result.meta["e_tag"] or "", result.meta["size"]
     except PreconditionError as error:
         raise ChangedError("changed") from error
     except (BaseError, OSError) as error:
         found = _STATUS.search(str(error))
         status = int(found[1]) if found else 0
         if 400 <= status < 500 and status not in retry.TRANSIENT_STATUS:
-            _refuse(file.url, status)
+            _refuse(url, status)
         # What follows its first line may contain the address with its secrets.
         reason = f"HTTP response code {status}" if status else str(error).partition("\n")[0].rpartition(" - ")[2]
         raise FailedError(reason, busy=status in BUSY) from error
-    if at != len(content):
-        raise FailedError(f"{at:,} bytes of {len(content):,} came")
-    if (result.meta["e_tag"] or "", result.meta["size"]) != (file.etag, file.size):
-        raise ChangedError("changed")
-    return memoryview(content)
 
 
 def _strong(etag: str) -> str:
     """Return an entity tag if a server compares it byte for byte, as If-Match requires; "" otherwise."""
     return "" if etag.startswith("W/") else etag
-
-
-def is_plain(url: str) -> bool:
-    """Return whether obstore asks for the same address: without a user, and without characters that it may escape."""
-    parts = urlsplit(url)
-    return parts.scheme in ("http", "https") and "@" not in parts.netloc and bool(_PLAIN.fullmatch(parts.path))
-
-
-def _store_of(url: str) -> tuple[HTTPStore, str]:
-    """Return the store of a host, the same for files with the same query, and the path in it."""
-    parts = urlsplit(url)
-    query = f"?{parts.query}" if parts.query else ""
-    return _store(f"{parts.scheme}://{parts.netloc}/{query}"), parts.path.removeprefix("/")
-
-
-@lru_cache(maxsize=64)
-def _store(base: str) -> HTTPStore:
-    from obstore.store import HTTPStore
-
-    # `patiently` decides what is tried again.
-    return HTTPStore.from_url(base, client_options=client_options(), retry_config={"max_retries": 0})
-
-
-def client_options() -> ClientConfig:
-    """Return how obstore connects, to servers whose certificates the user's settings of other clients trust as well."""
-    options: ClientConfig = {
-        "allow_http": True,
-        "http1_only": False,
-        "connect_timeout": f"{CONNECT_S}s",
-        "read_timeout": f"{STALLED_S}s",
-        "timeout": "1day",
-    }
-    bundle = next((os.environ[name] for name in BUNDLES if os.environ.get(name)), "")
-    if bundle and Path(bundle).is_file():
-        options["root_certificate"] = Path(bundle).read_bytes()
-    return options

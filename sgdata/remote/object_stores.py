@@ -1,0 +1,73 @@
+"""Connect obstore to web servers and buckets, once per process for each, with the user's settings of other clients."""
+
+from __future__ import annotations
+
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from sgdata.remote import buckets
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, HTTPStore, S3Store
+
+CONNECT_S, STALLED_S = 20, 60
+"""Longest time to connect, and without a byte; none for a whole answer, which may be slow but steady."""
+BUNDLES = ("REQUESTS_CA_BUNDLE", "GDAL_CURL_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
+"""Settings of requests, GDAL, curl and OpenSSL: files of the certificates that are trusted."""
+_PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
+
+
+def takes(url: str) -> bool:
+    """Return whether obstore asks for the same address with the same credentials as other clients.
+
+    It may escape some characters of a path, and reads neither users in addresses nor profiles and roles of Amazon's.
+    """
+    parts = urlsplit(url)
+    if "@" in parts.netloc or not _PLAIN.fullmatch(parts.path):
+        return False
+    return parts.scheme in ("http", "https") or (parts.scheme == "s3" and buckets.obstore_config(url) is not None)
+
+
+def find(url: str) -> tuple[HTTPStore | S3Store, str]:
+    """Return the store of a host or bucket, the same for files with the same query, and the path in it."""
+    parts = urlsplit(url)
+    path = parts.path.removeprefix("/")
+    if parts.scheme == "s3":
+        return _s3(parts.netloc, **(buckets.obstore_config(url) or {})), path
+    query = f"?{parts.query}" if parts.query else ""
+    return _http(f"{parts.scheme}://{parts.netloc}/{query}"), path
+
+
+@lru_cache(maxsize=64)
+def _http(base: str) -> HTTPStore:
+    from obstore.store import HTTPStore
+
+    # `ranges.patiently` decides what is tried again.
+    return HTTPStore.from_url(base, client_options=_client_options(), retry_config={"max_retries": 0})
+
+
+@lru_cache(maxsize=64)
+def _s3(bucket: str, **config: Any) -> S3Store:
+    from obstore.store import S3Store
+
+    options = _client_options()
+    return S3Store(bucket, config=config, client_options=options, retry_config={"max_retries": 0})  # type: ignore[arg-type]
+
+
+def _client_options() -> ClientConfig:
+    """Return how obstore connects, to servers whose certificates the user's settings of other clients trust as well."""
+    options: ClientConfig = {
+        "allow_http": True,
+        "http1_only": False,
+        "connect_timeout": f"{CONNECT_S}s",
+        "read_timeout": f"{STALLED_S}s",
+        "timeout": "1day",
+    }
+    bundle = next((os.environ[name] for name in BUNDLES if os.environ.get(name)), "")
+    if bundle and Path(bundle).is_file():
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return options
