@@ -242,7 +242,9 @@ def test_a_full_disk_is_found_before_the_first_byte(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=100_000))
-    with pytest.raises(OutputError, match=r"GB of disk are free, expected about .* GB for 8 scenes.*--scratch"):
+    with pytest.raises(
+        OutputError, match=r" 0\.1 MB of disk are free, expected about [0-9,.]+ MB for 8 scenes.*--scratch"
+    ):
         build(recipe, archive, tmp_path / "b")
     assert not list((tmp_path / "b").rglob("*.bin"))
 

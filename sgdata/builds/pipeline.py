@@ -224,7 +224,7 @@ def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
         free = shutil.disk_usage(folder).free
         if needed[device] > free:
             raise OutputError(
-                f"{folder}: {free / 1e9:.1f} GB of disk are free, expected about {needed[device] / 1e9:.1f} GB for "
+                f"{folder}: {free / 1e6:,.1f} MB of disk are free, expected about {needed[device] / 1e6:,.1f} MB for "
                 f"{len(planned.items)} scenes; free some, give --scratch on another disk, or a smaller area"
             )
 
