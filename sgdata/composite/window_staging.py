@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from sgdata.types import Array, Grid, Window
 log = logging.getLogger("sgdata")
 
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
+GDAL_READERS = 4
+"""Remote files that GDAL reads at a time."""
 _PIECE = 2**20
 SAMPLE_ROWS = 64
 """Rows of a staged window that are compared with a file whose server gives neither ETag nor date."""
@@ -165,6 +168,12 @@ def _has_same_sample(staged: StagedWindow, request: WindowRequest, href: str) ->
         return np.array_equal(np.concatenate([*map(np.copy, source.rows(first, last))]), staged.rows(first, last))
 
 
+@cache
+def _gdal_turns() -> threading.BoundedSemaphore:
+    """Return the turns of this process to read a remote file through GDAL, whose cache serves few at a time."""
+    return threading.BoundedSemaphore(GDAL_READERS)
+
+
 @contextmanager
 def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window with what its layout takes, and compare its header with its item.
@@ -191,6 +200,8 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
                 return
             except OtherLayoutError as error:
                 log.debug("%s: has %s, which is read by GDAL", request.name, error)
+        if "://" in href:
+            stack.enter_context(_gdal_turns())
         yield stack.enter_context(gdal_files.open_with_gdal(request, href))
 
 
