@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import files, package_data
 from sgdata.builds import build_folder, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import cloud_masks
+from sgdata.composite import cloud_masks, rules
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
 from sgdata.sentinel2 import SceneClass
@@ -63,7 +63,7 @@ def read(out: Path, name: str = "image.tif") -> Array:
     return pixels
 
 
-METHODS = ("medoid", "bap", "maxndvi", "median", "geomedian")
+METHODS = get_args(rules.Method)
 
 
 # --- a zero in one band --------------------------------------------------------------------

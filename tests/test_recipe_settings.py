@@ -15,6 +15,7 @@ import pytest
 from sgdata import files, package_data, recipe_settings
 from sgdata.builds import build_recipe
 from sgdata.builds.build_recipe import BuildRecipe
+from sgdata.composite import rules
 from sgdata.datasets.types import ShardRecipe
 from sgdata.errors import SettingError
 from sgdata.packing import select
@@ -63,7 +64,7 @@ def test_types_are_named_in_the_terms_of_toml() -> None:
     assert types["name"] == "string"
     assert types["bands"] == "list of strings"
     assert types["mask.bright_target_filter"] == "true or false"
-    assert types["composite.method"] == "one of 'medoid', 'bap', 'maxndvi', 'median', 'geomedian'"
+    assert types["composite.method"] == "one of " + ", ".join(map(repr, typing.get_args(rules.Method)))
     assert types["composite.bap.weights"] == "list of 4 numbers from 0 to 1000000"
     assert types["patches.size"] == "integer from 1 to 65536"
     assert types["labels.tiers"] == "list of any of 'core', 'ext', 'opt'"

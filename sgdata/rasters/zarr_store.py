@@ -66,8 +66,8 @@ def open_array(href: str, access: Access | None = None) -> ChunkReader:
 
 def _find(where: Location, access: Access | None) -> ZarrArray | None:
     """Return the metadata of an array; None if the store has no such array. Raises SourceError."""
-    shown = urls.without_secrets(urls.joined(where.store, where.path))
     root = Folder(href=where.store, access=access)
+    shown = _shown(root, where.path)
     consolidated = _consolidated(root, _state(where.store))
     if consolidated is not None:
         version, nodes = consolidated
@@ -204,7 +204,7 @@ def _read_axis(
     array = _find(Location(store=store, path=path), access)
     if array is None:
         return None
-    href = urls.joined(store, path) if "://" in store else f"{store}/{path}"
+    href = Folder(href=store, access=access).at(path)
     if array.shape != (size,):
         shown = urls.without_secrets(href)
         raise SourceError(f"{shown}: has shape {array.shape}, expected one coordinate for {size} pixels; leave it out")
