@@ -36,9 +36,9 @@ class Band:
     """Spectral band of a sensor.
 
     Attributes:
-        name: name, such as B02.
-        gsd_m: native ground sample distance in metres.
-        wavelength_nm: centre wavelength in nanometres.
+        name: Name, such as B02.
+        gsd_m: Native ground sample distance in metres.
+        wavelength_nm: Centre wavelength in nanometres.
     """
 
     name: str
@@ -51,14 +51,14 @@ class SceneClassification:
     """Layer that gives each pixel of a scene a class.
 
     Attributes:
-        layer: name of the layer among the assets of a scene.
-        gsd_m: pixel size in metres.
-        count: number of classes; their values are 0 to count - 1.
-        no_data: value of pixels without data.
-        clouds: values of clouds.
-        shadow: value of cloud shadows.
-        doubtful: values that may or may not be usable.
-        offset_test: values of ground that is dark in the bands of the offset test.
+        layer: Name of the layer among the assets of a scene.
+        gsd_m: Pixel size in metres.
+        count: Number of classes; their values are 0 to count - 1.
+        no_data: Value of pixels without data.
+        clouds: Values of clouds.
+        shadow: Value of cloud shadows.
+        doubtful: Values that may or may not be usable.
+        offset_test: Values of ground that is dark in the bands of the offset test.
     """
 
     layer: str
@@ -76,9 +76,9 @@ class OffsetRule:
     """Which DN include an offset, and how pixels show it.
 
     Attributes:
-        value: added to DN that include the offset.
-        first_baseline: first processing baseline, as two numbers, whose DN include it.
-        test_bands: bands in which the classes `offset_test` reflect less than `dark_dn` * scale.
+        value: Added to DN that include the offset.
+        first_baseline: First processing baseline, as two numbers, whose DN include it.
+        test_bands: Bands in which the classes `offset_test` reflect less than `dark_dn` * scale.
         dark_dn: DN that valid pixels of these classes stay below unless they include the offset.
     """
 
@@ -93,15 +93,15 @@ class Sensor:
     """An optical sensor and its products.
 
     Attributes:
-        name: as in the `sensor` of dataset cards.
-        bands: all bands, by wavelength.
-        absent: names of the bands that a product level lacks.
-        scale: reflectance per DN.
+        name: As in the `sensor` of dataset cards.
+        bands: All bands, by wavelength.
+        absent: Names of the bands that a product level lacks.
+        scale: Reflectance per DN.
         nodata: DN of pixels without data, which no offset is added to.
-        offset: the rule of offsets in DN.
-        classes: the scene classification of L2A products.
-        in_service: first day with products, by platform.
-        repeat_days: days after which a platform flies the same orbit again.
+        offset: The rule of offsets in DN.
+        classes: The scene classification of L2A products.
+        in_service: First day with products, by platform.
+        repeat_days: Days after which a platform flies the same orbit again.
     """
 
     name: str
@@ -143,10 +143,10 @@ class Grid:
     """North-up raster grid of square pixels.
 
     Attributes:
-        crs: coordinate reference system, such as EPSG:32632.
-        origin: x and y of the north-west corner, in units of `crs`.
-        gsd_m: side of a pixel in metres.
-        shape: number of rows and columns.
+        crs: Coordinate reference system, such as EPSG:32632.
+        origin: Coordinates x and y of the north-west corner, in units of `crs`.
+        gsd_m: Side of a pixel in metres.
+        shape: Number of rows and columns.
     """
 
     crs: str
@@ -174,10 +174,10 @@ class Window:
     """Rows [row, row + height) and columns [col, col + width) of a Grid.
 
     Attributes:
-        row: first row.
-        col: first column.
-        height: number of rows.
-        width: number of columns.
+        row: First row.
+        col: First column.
+        height: Number of rows.
+        width: Number of columns.
     """
 
     row: int
@@ -196,14 +196,14 @@ class BandStatistics:
     """Statistics of one band over valid pixels, in stored units (DN); of which splits, see `Contract.statistics`.
 
     Attributes:
-        count: number of valid pixels.
-        mean: mean.
-        std: standard deviation of the population.
-        min: smallest value.
-        max: largest value.
+        count: Number of valid pixels.
+        mean: Mean.
+        std: Standard deviation of the population.
+        min: Smallest value.
+        max: Largest value.
         p1: 1st percentile.
         p2: 2nd percentile.
-        p50: median.
+        p50: Median.
         p98: 98th percentile.
         p99: 99th percentile.
     """
@@ -225,12 +225,12 @@ class LabelSpace:
     """Meaning of label values.
 
     Attributes:
-        name: name of the label space.
-        task: task that the labels are for.
-        ids: label values of the classes.
-        names: names of the classes, parallel to `ids`.
+        name: Name of the label space.
+        task: Task that the labels are for.
+        ids: Label values of the classes.
+        names: Names of the classes, parallel to `ids`.
         colours: #rrggbb colours, parallel to `ids`; empty for the default palette.
-        ignore: label value that is not a class; None if every value is one.
+        ignore: Label value that is not a class; None if every value is one.
     """
 
     name: str
@@ -279,24 +279,24 @@ class Contract:
     A reflectance is `(DN + offset) * scale`. `sgdata.shards.contracts.find_differences` lists how two contracts differ.
 
     Attributes:
-        format: version of the document.
-        dataset: name of the dataset.
-        version: edition of the dataset.
-        bands: bands of the images, in order.
-        level: product level, or `DISPLAY`.
-        scale: factor to reflectance; 1 at the level `DISPLAY`, which has none.
-        offset: offset in DN, added before scaling.
-        nodata: value of pixels without data; None if there is none.
-        resampling: how all bands came to one grid.
-        resampling_version: version of that method.
+        format: Version of the document.
+        dataset: Name of the dataset.
+        version: Edition of the dataset.
+        bands: Bands of the images, in order.
+        level: Product level, or `DISPLAY`.
+        scale: Factor to reflectance; 1 at the level `DISPLAY`, which has none.
+        offset: Offset in DN, added before scaling.
+        nodata: Value of pixels without data; None if there is none.
+        resampling: How all bands came to one grid.
+        resampling_version: Version of that method.
         shape: (C, H, W) of the images; None where samples differ in size.
-        label_space: meaning of the labels.
-        statistics: statistics by band, of the train split; of shards without one, of all splits.
-        splits: number of samples by split.
+        label_space: Meaning of the labels.
+        statistics: Statistics by band, of the train split; of shards without one, of all splits.
+        splits: Number of samples by split.
         fingerprint: SHA-256 over the sorted sample hashes; without these (`hash`), over those of the tars.
-        fill: what models see in place of no data, in stored units.
-        gsd_m: side of a pixel on the ground in metres; None for that of the finest band.
-        hash: whether the index has the SHA-256 of every sample (full), or only checksums of its members (fast).
+        fill: What models see in place of no data, in stored units.
+        gsd_m: Side of a pixel on the ground in metres; None for that of the finest band.
+        hash: Whether the index has the SHA-256 of every sample (full), or only checksums of its members (fast).
     """
 
     # Raised when old readers would misread new files; readers refuse an unknown number.
@@ -357,10 +357,10 @@ class Sample:
     """One training example.
 
     Attributes:
-        key: name, unique in its dataset.
-        split: name of the split.
-        arrays: arrays by name: `image` (C, H, W) or `image_before` and `image_after`, and `mask` (H, W).
-        meta: further facts that JSON can hold, such as labels, bounds and date.
+        key: Name, unique in its dataset.
+        split: Name of the split.
+        arrays: Arrays by name: `image` (C, H, W) or `image_before` and `image_after`, and `mask` (H, W).
+        meta: Further facts that JSON can hold, such as labels, bounds and date.
     """
 
     key: str
@@ -374,10 +374,10 @@ class Shard:
     """One tar of samples in an output folder.
 
     Attributes:
-        name: file name.
+        name: File name.
         sha256: SHA-256 of the file.
-        samples: number of samples.
-        bytes: size of the file.
+        samples: Number of samples.
+        bytes: Size of the file.
     """
 
     name: str

@@ -39,10 +39,10 @@ class Candidate:
     """One scene of the plan.
 
     Attributes:
-        item: its item in the lock.
-        request: windows to stage.
-        scene: what is staged so far.
-        evidence: evidence for its offset; None until all bands are staged.
+        item: Its item in the lock.
+        request: Windows to stage.
+        scene: What is staged so far.
+        evidence: Evidence for its offset; None until all bands are staged.
     """
 
     item: Item
@@ -58,7 +58,7 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
         The lock with offsets and pixel hashes, without the scenes that were dropped; and its scenes, staged.
 
     Raises:
-        SourceError: more scenes than the recipe allows have files that cannot be read or differ from their items; a
+        SourceError: More scenes than the recipe allows have files that cannot be read or differ from their items; a
             window differs from the lock; an offset cannot be decided.
     """
     masks = stage_masks(recipe, planned, paths)
@@ -152,7 +152,7 @@ def decide_offsets(
     """Return the staged candidates by id with their offsets, or dropped with the reason.
 
     Raises:
-        SourceError: offsets are undecided, or metadata and pixels contradict each other; all scenes are named.
+        SourceError: Offsets are undecided, or metadata and pixels contradict each other; all scenes are named.
     """
     decided: dict[str, Candidate | Dropped] = {}
     undecided = []
@@ -191,12 +191,12 @@ def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> No
     """Warn of scenes that are left out because of faults, naming them all.
 
     Args:
-        recipe: has the share that is allowed.
-        used: number of scenes that are used.
-        dropped: scenes that are not used; those lost to faults count.
+        recipe: Has the share that is allowed.
+        used: Number of scenes that are used.
+        dropped: Scenes that are not used; those lost to faults count.
 
     Raises:
-        SourceError: their share is larger than the recipe allows.
+        SourceError: Their share is larger than the recipe allows.
     """
     lost = types.lost(dropped)
     if not lost:

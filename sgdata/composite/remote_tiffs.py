@@ -1,4 +1,4 @@
-"""Open a GeoTIFF on a web server without GDAL: its header in one request, then only the blocks of the window."""
+"""Open a GeoTIFF on a server or in a bucket without GDAL: its header in one request, then the blocks of the window."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window and compare its header with its item.
 
     Raises:
-        OtherLayoutError: the file is left to GDAL; before anything is yielded.
-        SourceError: it cannot be read or differs from its item, also while it is read.
+        OtherLayoutError: The file is left to GDAL; before anything is yielded.
+        SourceError: It cannot be read or differs from its item, also while it is read.
     """
     shown = urls.without_secrets(href)
     try:

@@ -42,11 +42,11 @@ class StagedScene:
     """One scene in scratch.
 
     Attributes:
-        id: id of the item.
-        overpass: key of the overpass, which scenes of neighbouring tiles share.
-        day: days since 1970.
-        offset: offset to add to its DN.
-        files: staged windows by band.
+        id: Id of the item.
+        overpass: Key of the overpass, which scenes of neighbouring tiles share.
+        day: Days since 1970.
+        offset: Offset to add to its DN.
+        files: Staged windows by band.
     """
 
     id: str
@@ -78,15 +78,15 @@ class SceneRequest:
     """One scene to stage.
 
     Attributes:
-        id: id of the item.
-        overpass: key of the overpass, which scenes of neighbouring tiles share.
-        day: days since 1970.
-        windows: windows to read by band.
-        product: address of the product metadata with the offset.
-        tokens: service that signs that address.
-        signed: addresses with the secrets of the catalogue, for a worker in another process; never written.
-        required: whether the scene must not be left out, because the lock to follow has the hashes of its pixels.
-        access: hosts and folders that the addresses may lead to.
+        id: Id of the item.
+        overpass: Key of the overpass, which scenes of neighbouring tiles share.
+        day: Days since 1970.
+        windows: Windows to read by band.
+        product: Address of the product metadata with the offset.
+        tokens: Service that signs that address.
+        signed: Addresses with the secrets of the catalogue, for a worker in another process; never written.
+        required: Whether the scene must not be left out, because the lock to follow has the hashes of its pixels.
+        access: Hosts and folders that the addresses may lead to.
     """
 
     id: str
@@ -118,7 +118,7 @@ def stage_files(request: SceneRequest) -> StagedScene | Dropped:
     """Stage a scene's windows without testing its offset; a scene of which a file cannot be used is dropped.
 
     Raises:
-        SourceError: a file of a scene that is required cannot be used.
+        SourceError: A file of a scene that is required cannot be used.
     """
     for url in request.signed:
         urls.remember(url)
@@ -164,10 +164,10 @@ def has_data(
     which may reflect nothing in the infrared, it is no data only where all bands are.
 
     Args:
-        scene: the scene; if `bands` are not staged, only the classification counts.
-        bands: bands of the composite.
-        target: the grid to return.
-        planes: bands read already, by name.
+        scene: The scene; if `bands` are not staged, only the classification counts.
+        bands: Bands of the composite.
+        target: The grid to return.
+        planes: Bands read already, by name.
     """
     if not scene.has_holes(bands):  # nothing needs to be read
         return np.ones(target.shape, np.bool_)

@@ -45,12 +45,12 @@ class StagedWindow:
     """Pixels of one file in scratch: C-order little-endian bytes of `grid.shape`.
 
     Attributes:
-        path: file of the bytes.
-        grid: grid of the pixels, that of the file they were read from.
+        path: File of the bytes.
+        grid: Grid of the pixels, that of the file they were read from.
         dtype: NumPy type of the values.
-        sha256: pixel hash.
-        holes: whether some pixel of the area may have no data.
-        source: identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
+        sha256: Pixel hash.
+        holes: Whether some pixel of the area may have no data.
+        source: Identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
     """
 
     path: str
@@ -86,7 +86,7 @@ def stage(request: WindowRequest) -> StagedWindow:
     servers, but not those of a dropped connection or an expired token.
 
     Raises:
-        SourceError: the file cannot be read, or its header differs from its item.
+        SourceError: The file cannot be read, or its header differs from its item.
     """
     done = safe_names.with_ending(request.target, ".json")
     staged = _staged(done, safe_names.with_ending(request.target, ".bin"))
@@ -179,14 +179,14 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window with what its layout takes, and compare its header with its item.
 
     Args:
-        request: the window, and what the item says of the file.
-        href: address to open, signed where its server wants that.
+        request: The window, and what the item says of the file.
+        href: Address to open, signed where its server wants that.
 
     Yields:
         The open file.
 
     Raises:
-        SourceError: the file cannot be opened or differs from its item, also while it is read.
+        SourceError: The file cannot be opened or differs from its item, also while it is read.
     """
     with ExitStack() as stack:
         if urls.is_zarr(href):
@@ -259,7 +259,7 @@ def read_unstaged(request: WindowRequest, target: Grid, *, kernel: resample.Kern
     """Read the part of a file over `target` on this grid, as `read_on_grid`, without writing it to scratch.
 
     Raises:
-        SourceError: the file cannot be read, or its header differs from its item.
+        SourceError: The file cannot be read, or its header differs from its item.
     """
     href = ""
 
@@ -286,17 +286,17 @@ def read_on_grid(
     """Read staged pixels on the grid `target`.
 
     Args:
-        staged: the staged window, of the same or a coarser pixel size.
-        target: the grid to return.
-        kernel: how coarse pixels become fine ones.
-        offset: added to valid DN.
-        beyond: value where the staged window does not reach.
+        staged: The staged window, of the same or a coarser pixel size.
+        target: The grid to return.
+        kernel: How coarse pixels become fine ones.
+        offset: Added to valid DN.
+        beyond: Value where the staged window does not reach.
 
     Returns:
         (H, W) in the data type of the staged window.
 
     Raises:
-        SourceError: the pixels do not nest.
+        SourceError: The pixels do not nest.
     """
     from sgdata.scenes.offsets import apply_offset
 

@@ -15,9 +15,9 @@ class SourceMember:
     """File of a source.
 
     Attributes:
-        name: relative POSIX name.
-        size: size in bytes.
-        offset: position of its bytes in an uncompressed tar; None elsewhere.
+        name: Relative POSIX name.
+        size: Size in bytes.
+        offset: Position of its bytes in an uncompressed tar; None elsewhere.
     """
 
     name: str
@@ -30,11 +30,11 @@ class SampleRef:
     """Sample found in a source and not read yet.
 
     Attributes:
-        key: name, unique in the dataset.
-        split: name of the split.
-        members: files that hold it.
-        bytes: estimated size in a shard.
-        meta: facts for the sample's `meta`.
+        key: Name, unique in the dataset.
+        split: Name of the split.
+        members: Files that hold it.
+        bytes: Estimated size in a shard.
+        meta: Facts for the sample's `meta`.
     """
 
     key: str
@@ -49,13 +49,13 @@ class DatasetFile:
     """File as its authors distribute it.
 
     Attributes:
-        file: file name.
-        url: address; empty if it cannot be downloaded.
-        bytes: size; None if unknown, which is not the size of an empty file.
-        algorithm: hash function of `digest`.
-        digest: published hash.
-        part: part of the dataset that the file belongs to.
-        mirrors: further addresses of the same bytes.
+        file: File name.
+        url: Address; empty if it cannot be downloaded.
+        bytes: Size; None if unknown, which is not the size of an empty file.
+        algorithm: Hash function of `digest`.
+        digest: Published hash.
+        part: Part of the dataset that the file belongs to.
+        mirrors: Further addresses of the same bytes.
     """
 
     file: str
@@ -91,14 +91,14 @@ class LabelTable:
     """Label space on a card, from a table of the catalogue or from a list of names.
 
     Attributes:
-        name: name of the label space.
-        task: task that the labels are for.
-        table: table of the catalogue.
-        id: its column of ids.
-        label: its column of names.
-        colour: its column of colours.
-        classes: names in place of a table; the position of a name is its id.
-        ignore: label value that is not a class.
+        name: Name of the label space.
+        task: Task that the labels are for.
+        table: Table of the catalogue.
+        id: Its column of ids.
+        label: Its column of names.
+        colour: Its column of colours.
+        classes: Names in place of a table; the position of a name is its id.
+        ignore: Label value that is not a class.
     """
 
     name: str
@@ -116,18 +116,18 @@ class Edition:
     """Published version of a dataset.
 
     Attributes:
-        name: name on the card.
-        published: the deposit, not only a year, which two editions may share.
-        level: product level, or RGB8 for 8-bit images that were stretched for display.
-        bands: bands in the order of the files.
-        nodata: value of pixels without data; None if there is none.
-        scale: factor to reflectance.
-        offset: offset in DN, added before scaling.
-        resampling: how its authors brought all bands to one grid; empty if each band has its native size.
-        samples: number of samples.
+        name: Name on the card.
+        published: The deposit, not only a year, which two editions may share.
+        level: Product level, or RGB8 for 8-bit images that were stretched for display.
+        bands: Bands in the order of the files.
+        nodata: Value of pixels without data; None if there is none.
+        scale: Factor to reflectance.
+        offset: Offset in DN, added before scaling.
+        resampling: How its authors brought all bands to one grid; empty if each band has its native size.
+        samples: Number of samples.
         shape: (C, H, W) of the images; None where samples differ in size.
-        splits: published splits.
-        sources: files to download.
+        splits: Published splits.
+        sources: Files to download.
     """
 
     name: str
@@ -149,10 +149,10 @@ class Licence:
     """Licences of a dataset.
 
     Attributes:
-        labels: licence of the labels.
-        pixels: licence of the pixels.
-        redistribution: whether shards may be passed on; "owner" for the user's own data, whose owner decides.
-        note: conditions.
+        labels: Licence of the labels.
+        pixels: Licence of the pixels.
+        redistribution: Whether shards may be passed on; "owner" for the user's own data, whose owner decides.
+        note: Conditions.
     """
 
     labels: str
@@ -166,17 +166,17 @@ class DatasetCard:
     """Facts about a dataset: the document `catalogs/<name>.toml`.
 
     Attributes:
-        name: name of the dataset, its reader and its recipes.
-        title: title.
-        task: task of the labels.
-        sensor: name of a sensor of `cards.SENSORS`.
-        summary: summary in a sentence.
-        citation: publications to cite.
-        home: address of the dataset's page.
-        licence: licences.
-        editions: published versions.
-        label_spaces: label spaces to choose from.
-        defects: known defects.
+        name: Name of the dataset, its reader and its recipes.
+        title: Title.
+        task: Task of the labels.
+        sensor: Name of a sensor of `cards.SENSORS`.
+        summary: Summary in a sentence.
+        citation: Publications to cite.
+        home: Address of the dataset's page.
+        licence: Licences.
+        editions: Published versions.
+        label_spaces: Label spaces to choose from.
+        defects: Known defects.
     """
 
     name: str

@@ -25,9 +25,9 @@ class Story:
     """Size and ground of the city, and changes to the recipes of the demo.
 
     Attributes:
-        size_km: side of the city.
-        dates: number of acquisition dates.
-        seed: seed of the simulation.
+        size_km: Side of the city.
+        dates: Number of acquisition dates.
+        seed: Seed of the simulation.
         ground: `context` or `plain`.
         pretrain: `--set` texts of the pretraining.
         few: `--set` texts of the pretrained segmentation model, which has few labels, before those of `segment`.

@@ -29,14 +29,14 @@ class ShardTask:
     """All that a worker needs to pack one shard.
 
     Attributes:
-        name: name of the tar.
-        refs: samples of the shard, in order.
-        source: path of the dataset.
-        out: folder of the shards.
-        recipe: recipe.
-        contract: contract of the dataset.
+        name: Name of the tar.
+        refs: Samples of the shard, in order.
+        source: Path of the dataset.
+        out: Folder of the shards.
+        recipe: Recipe.
+        contract: Contract of the dataset.
         fingerprint: SHA-256 of all that decides the bytes of the shard.
-        spooled: whether its members were copied out of a compressed tar.
+        spooled: Whether its members were copied out of a compressed tar.
     """
 
     name: str
@@ -157,9 +157,9 @@ class Spool:
     """Members of one shard of a compressed tar, collected in one file.
 
     Attributes:
-        task: the shard.
-        path: the file.
-        offsets: offset in the file by offset in the tar.
+        task: The shard.
+        path: The file.
+        offsets: Offset in the file by offset in the tar.
     """
 
     task: ShardTask

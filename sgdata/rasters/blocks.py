@@ -29,9 +29,9 @@ class Run:
     """A byte range of a file, and the blocks inside it.
 
     Attributes:
-        start: first byte.
-        stop: end, exclusive.
-        blocks: row and column of each block.
+        start: First byte.
+        stop: End, exclusive.
+        blocks: Row and column of each block.
     """
 
     start: int

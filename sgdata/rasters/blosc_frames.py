@@ -27,10 +27,10 @@ class Frame:
     """Header of a frame.
 
     Attributes:
-        prefix: version, version of the codec, flags and bytes per value.
-        size: bytes of the decoded chunk.
-        block: bytes of a decoded block; the last may be smaller.
-        stored: bytes of the frame.
+        prefix: Version, version of the codec, flags and bytes per value.
+        size: Bytes of the decoded chunk.
+        block: Bytes of a decoded block; the last may be smaller.
+        stored: Bytes of the frame.
     """
 
     prefix: bytes
@@ -58,12 +58,12 @@ def parse_header(content: bytes, size: int, origin: str) -> Frame:
     """Parse the header of a frame.
 
     Args:
-        content: at least the first 16 bytes.
-        size: bytes that the decoded chunk must have.
-        origin: name of the chunk, for messages.
+        content: At least the first 16 bytes.
+        size: Bytes that the decoded chunk must have.
+        origin: Name of the chunk, for messages.
 
     Raises:
-        SourceError: it is no Blosc frame, or one of another size.
+        SourceError: It is no Blosc frame, or one of another size.
     """
     if len(content) < HEADER_BYTES:
         raise SourceError(f"{origin}: chunk of {len(content)} bytes is no Blosc frame; fetch it again or leave it out")
@@ -84,12 +84,12 @@ def find_blocks(frame: Frame, table: bytes, origin: str) -> tuple[tuple[int, int
     """Return the first and one past the last byte of each block in a compressed frame.
 
     Args:
-        frame: its header.
-        table: the bytes between header and blocks.
-        origin: name of the chunk, for messages.
+        frame: Its header.
+        table: The bytes between header and blocks.
+        origin: Name of the chunk, for messages.
 
     Raises:
-        SourceError: the table leads outside the frame.
+        SourceError: The table leads outside the frame.
     """
     starts = np.frombuffer(table, "<u4", count=frame.count).astype(np.int64)
     if starts.min() < frame.data_start or starts.max() >= frame.stored:
@@ -104,9 +104,9 @@ def assemble(frame: Frame, blocks: Sequence[bytes | memoryview], first: int) -> 
     """Return a frame of consecutive blocks of a compressed one.
 
     Args:
-        frame: header of the whole.
-        blocks: the bytes of each block.
-        first: number of the first block.
+        frame: Header of the whole.
+        blocks: The bytes of each block.
+        first: Number of the first block.
     """
     last = first + len(blocks) == frame.count
     rest = frame.size % frame.block if last else 0

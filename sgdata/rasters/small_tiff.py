@@ -35,7 +35,7 @@ class Georeference:
 
     Attributes:
         epsg: EPSG code.
-        transform: affine coefficients a, b, c, d, e, f.
+        transform: Affine coefficients a, b, c, d, e, f.
     """
 
     epsg: int
@@ -48,7 +48,7 @@ class TiffImage:
 
     Attributes:
         pixels: (C, H, W) in the file's own dtype, native byte order.
-        place: georeference; None if there is none.
+        place: Georeference; None if there is none.
     """
 
     pixels: Array

@@ -58,8 +58,8 @@ class ChunkReader:
     """Reads an array whose chunks lie in a folder.
 
     Attributes:
-        array: the array.
-        folder: its folder.
+        array: The array.
+        folder: Its folder.
     """
 
     array: ZarrArray
@@ -75,15 +75,15 @@ class ChunkReader:
         """Yield the window of an array of two dimensions from top to bottom.
 
         Args:
-            window: pixels inside the array.
-            fill: value where a chunk does not exist.
+            window: Pixels inside the array.
+            fill: Value where a chunk does not exist.
 
         Yields:
             (h, W) strips in the byte order of this machine, which end where chunks end. They share memory: copy those
             that must outlive the next one.
 
         Raises:
-            SourceError: a chunk cannot be read, or is not what its array says.
+            SourceError: A chunk cannot be read, or is not what its array says.
         """
         height, width = self.array.inner
         row_bytes = width * np.dtype(self.array.dtype).itemsize
@@ -291,13 +291,13 @@ def decode(content: bytes, codecs: tuple[str, ...], size: int, origin: str) -> b
     """Decode a chunk.
 
     Args:
-        content: stored bytes.
-        codecs: codecs in order of encoding.
-        size: bytes that the decoded chunk must have.
-        origin: name of the chunk, for messages.
+        content: Stored bytes.
+        codecs: Codecs in order of encoding.
+        size: Bytes that the decoded chunk must have.
+        origin: Name of the chunk, for messages.
 
     Raises:
-        SourceError: it is damaged, or decodes to another size.
+        SourceError: It is damaged, or decodes to another size.
     """
     for name in reversed(codecs):
         content = _checked(content, origin) if name == "crc32c" else _decompressed(content, name, size, origin)

@@ -29,10 +29,10 @@ class Shards:
     """The chunks inside each chunk of a sharded array.
 
     Attributes:
-        chunks: shape of the inner chunks.
-        codecs: codecs of the inner chunks, in order of encoding.
-        index_codecs: codecs of the index.
-        index_first: whether the index is in front of the chunks, rather than behind them.
+        chunks: Shape of the inner chunks.
+        codecs: Codecs of the inner chunks, in order of encoding.
+        index_codecs: Codecs of the index.
+        index_first: Whether the index is in front of the chunks, rather than behind them.
     """
 
     chunks: tuple[int, ...]
@@ -46,15 +46,15 @@ class ZarrArray:
     """Metadata of one array.
 
     Attributes:
-        shape: size of each dimension.
-        chunks: shape of a chunk, that is of one file.
+        shape: Size of each dimension.
+        chunks: Shape of a chunk, that is of one file.
         dtype: NumPy type of the values, with the order of their bytes.
-        fill: value of chunks that do not exist; None if the array does not say.
-        codecs: codecs of a chunk, in order of encoding.
-        prefix: begin of the keys of chunks.
-        separator: text between the numbers in the keys of chunks.
-        attributes: attributes of the user.
-        shards: chunks inside the chunks; None if each file is one chunk.
+        fill: Value of chunks that do not exist; None if the array does not say.
+        codecs: Codecs of a chunk, in order of encoding.
+        prefix: Beginning of the keys of chunks.
+        separator: Text between the numbers in the keys of chunks.
+        attributes: Attributes of the user.
+        shards: Chunks inside the chunks; None if each file is one chunk.
     """
 
     shape: tuple[int, ...]
@@ -91,12 +91,12 @@ def parse_v2(about: Any, attributes: Any, origin: str) -> ZarrArray:
     """Parse a `.zarray` and its `.zattrs`.
 
     Args:
-        about: parsed `.zarray`.
-        attributes: parsed `.zattrs`, an empty dict without one.
-        origin: name of the array, for messages.
+        about: Parsed `.zarray`.
+        attributes: Parsed `.zattrs`, an empty dict without one.
+        origin: Name of the array, for messages.
 
     Raises:
-        SourceError: the metadata are malformed, or of a kind that is not read.
+        SourceError: The metadata are malformed, or of a kind that is not read.
     """
     about, attributes = _dict(about, ".zarray", origin), _dict(attributes, ".zattrs", origin)
     if about.get("zarr_format") != 2:

@@ -31,11 +31,11 @@ class Side:
 
     Attributes:
         kind: `build` or `shards`; releases are shards.
-        name: name of the folder.
-        dataset: name of the dataset in the contract.
-        version: its version.
-        fingerprint: hash of the samples.
-        samples: number of samples or patches.
+        name: Name of the folder.
+        dataset: Name of the dataset in the contract.
+        version: Its version.
+        fingerprint: Hash of the samples.
+        samples: Number of samples or patches.
     """
 
     kind: str
@@ -51,10 +51,10 @@ class Change:
     """Things that changed in one way.
 
     Attributes:
-        what: what and how, such as `samples added`.
-        count: number of them.
-        of: number of things that could have changed so; 0 if that says nothing.
-        examples: at most SHOWN names.
+        what: What and how, such as `samples added`.
+        count: Number of them.
+        of: Number of things that could have changed so; 0 if that says nothing.
+        examples: At most SHOWN names.
     """
 
     what: str
@@ -68,13 +68,13 @@ class OutputDifference:
     """How an output differs from an earlier one.
 
     Attributes:
-        before: the earlier output.
-        after: the later output.
-        changes: scenes, samples and pixels that were added, removed or changed.
-        splits: samples before and after by split, of the splits that changed.
-        classes: numbers before and after by name of the class, of the classes that changed.
-        class_unit: what `classes` counts, `pixels` or `samples`.
-        settings: fields of contract and lock that differ, before and after as text.
+        before: The earlier output.
+        after: The later output.
+        changes: Scenes, samples and pixels that were added, removed or changed.
+        splits: Samples before and after by split, of the splits that changed.
+        classes: Numbers before and after by name of the class, of the classes that changed.
+        class_unit: What `classes` counts, `pixels` or `samples`.
+        settings: Fields of contract and lock that differ, before and after as text.
     """
 
     before: Side

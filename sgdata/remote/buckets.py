@@ -1,6 +1,7 @@
-"""Read documents in buckets (s3, gs, az) with the user's settings of GDAL and Amazon's tools, as rasters are.
+"""Read documents in buckets (s3, gs) with the user's settings of GDAL and Amazon's tools, as rasters are.
 
-GDAL reads rasters only, through rasterio. Arrow knows the same stores and credentials.
+Rasters are read by GDAL or obstore, documents by Arrow, which takes the same stores and credentials. Of files in `az`
+the HTTPS address is given.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ def read_object(href: str, limit: Limit) -> bytes:
 
     Args:
         href: `s3://` or `gs://`, then bucket and key.
-        limit: most bytes.
+        limit: Most bytes.
 
     Raises:
-        SourceError: it is larger.
-        OSError: it cannot be read.
-        ValueError: the settings of the store are invalid.
+        SourceError: It is larger.
+        OSError: It cannot be read.
+        ValueError: The settings of the store are invalid.
     """
     scheme, bucket, path = urlsplit(href)[:3]
     store = _s3(href) if scheme == "s3" else _gs()

@@ -26,11 +26,11 @@ class StoredObject:
     """An open object.
 
     Attributes:
-        shown: address for messages.
-        size: number of bytes.
-        identity: what differs once the object has changed; "" if the store does not say.
-        head: its first bytes.
-        fetch: function that reads other bytes, from a first to one past the last.
+        shown: Address for messages.
+        size: Number of bytes.
+        identity: What differs once the object has changed; "" if the store does not say.
+        head: Its first bytes.
+        fetch: Function that reads other bytes, from a first to one past the last.
     """
 
     shown: str
@@ -54,9 +54,9 @@ class Folder:
     """A folder or prefix of objects.
 
     Attributes:
-        href: absolute path or URL, admitted by `access.admit` where a document names it.
-        access: hosts that may be asked; None: those of an address that the user named.
-        patience: how often requests are repeated.
+        href: Absolute path or URL, admitted by `access.admit` where a document names it.
+        access: Hosts that may be asked; None: those of an address that the user named.
+        patience: How often requests are repeated.
     """
 
     href: str
@@ -71,13 +71,13 @@ class Folder:
         """Open an object.
 
         Args:
-            key: its name below the folder; never the text of a document.
+            key: Its name below the folder; never the text of a document.
 
         Returns:
             The object; None if it does not exist.
 
         Raises:
-            SourceError: it cannot be read.
+            SourceError: It cannot be read.
         """
         href = self.at(key)
         if href.startswith(("s3://", "gs://", "az://")):

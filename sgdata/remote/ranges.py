@@ -1,8 +1,9 @@
-"""Read byte ranges of files on web servers: many at a time, each checked against what the first answer said.
+"""Read byte ranges of files on web servers and in buckets: many at a time, checked against what the first answer said.
 
-The first request of a file goes through `sgdata.remote.web`, which checks every host that it is redirected to. Ranges
-are read by obstore, which keeps connections open and speaks HTTP/2 where a server offers it. It does not show the
-headers of a refusal: a range that was refused is asked for again through `web`, where Retry-After can be read.
+The first request of a file on a web server goes through `sgdata.remote.web`, which checks every host that it is
+redirected to. Ranges, and all of a file in a bucket, are read by obstore, which keeps connections open and uses HTTP/2
+where a server offers it. It does not show the headers of a refusal: a range that a web server refused is asked for
+again through `web`, where Retry-After can be read.
 """
 
 from __future__ import annotations
@@ -59,9 +60,9 @@ class Patience:
     """How often a failed request is sent again.
 
     Attributes:
-        retries: tries after the first, not counting those that a server refused while it answered others.
-        wait_s: seconds before the first of them, doubled for each further one.
-        sleep: function that waits; tests replace it.
+        retries: Tries after the first, not counting those that a server refused while it answered others.
+        wait_s: Seconds before the first of them, doubled for each further one.
+        sleep: Function that waits; tests replace it.
     """
 
     retries: int = 5
@@ -74,11 +75,11 @@ class RemoteFile:
     """A file on a server, as its first answer described it.
 
     Attributes:
-        url: address behind all redirects, with its secrets.
-        size: bytes.
-        etag: entity tag; "" without one.
-        modified: date of the last change as the server writes it; "" without one.
-        access: hosts that may be asked.
+        url: Address behind all redirects, with its secrets.
+        size: Bytes.
+        etag: Entity tag; "" without one.
+        modified: Date of the last change as the server writes it; "" without one.
+        access: Hosts that may be asked.
     """
 
     url: str = field(repr=False)
@@ -97,17 +98,17 @@ def open_file(url: str, access: Access, *, first_bytes: int, patience: Patience)
     """Read the first bytes of a file, and what its server says of it, in one request.
 
     Args:
-        url: address.
-        access: hosts that may be asked.
-        first_bytes: bytes to read; fewer come of a smaller file.
-        patience: how often to try.
+        url: Address.
+        access: Hosts that may be asked.
+        first_bytes: Bytes to read; fewer come of a smaller file.
+        patience: How often to try.
 
     Returns:
         The file and its first bytes.
 
     Raises:
-        NoRangesError: the server does not give ranges.
-        SourceError: it leads to a host that may not be asked, or cannot be read.
+        NoRangesError: The server does not give ranges.
+        SourceError: It leads to a host that may not be asked, or cannot be read.
     """
     limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
 
@@ -137,8 +138,8 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
     """Read bytes `start` to `stop` (exclusive) of a file.
 
     Raises:
-        ChangedError: the file is not what it was.
-        SourceError: the range cannot be read.
+        ChangedError: The file is not what it was.
+        SourceError: The range cannot be read.
     """
 
     def attempt(refused: bool) -> memoryview:

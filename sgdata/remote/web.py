@@ -47,7 +47,7 @@ def ask(
 
     Raises:
         SourceError: A host may not be asked, or the answer is too large.
-        requests.RequestException: no complete answer.
+        requests.RequestException: No complete answer.
     """
     with session(access or access_of(url), limit=limit, seconds=seconds) as opened:
         return opened.request(method, url, stream=stream, **options)
@@ -120,7 +120,7 @@ def chunks(
 
     Raises:
         SourceError: More bytes than the limit.
-        requests.RequestException: the connection broke or the time is up.
+        requests.RequestException: The connection broke or the time is up.
     """
     import requests
     import urllib3

@@ -69,7 +69,7 @@ class Mixture:
             accept: Contract fields in which the datasets may differ.
 
         Raises:
-            SettingError: names differ, a share is not positive, or the contracts differ in other fields.
+            SettingError: Names differ, a share is not positive, or the contracts differ in other fields.
         """
         if sources.keys() != shares.keys() or any(not share > 0 for share in shares.values()):
             message = f"training.mixture is {dict(shares)}, --shards gives {', '.join(sources)}"

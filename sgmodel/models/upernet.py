@@ -136,7 +136,7 @@ class UperHead(nn.Module):
         """Fuse four levels, finest first, from the coarsest down into (N, width, H, W) at the size of the finest.
 
         Raises:
-            SettingError: the levels are all of one size, as of a backbone that does not set its `scales`.
+            SettingError: The levels are all of one size, as of a backbone that does not set its `scales`.
         """
         if levels[0].shape[-2:] == levels[3].shape[-2:]:
             size = tuple(levels[0].shape[-2:])

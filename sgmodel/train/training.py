@@ -135,7 +135,7 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
         paths: Machine settings.
 
     Raises:
-        SettingError: the recipe does not fit the data or the machine.
+        SettingError: The recipe does not fit the data or the machine.
     """
     # First, since dropped spectral groups change the bands and the number of tokens.
     own: Any = band_selection.resolve(recipe, stored)
@@ -229,7 +229,7 @@ def prepare_task(
         flops: Model FLOPs of a sample in a step; None where they are not known.
 
     Raises:
-        SettingError: the optimizer or the precision is refused.
+        SettingError: The optimizer or the precision is refused.
     """
     training: TrainingRecipe = setup.recipe.training
     launch, epoch = setup.launch, len(source) / training.batch
@@ -294,7 +294,7 @@ def begin(task: TrainingTask, recipe: Any, paths: RunPaths) -> int:
         The number of steps already done.
 
     Raises:
-        SgdataError: the folder holds another run, or a file cannot be read or written.
+        SgdataError: The folder holds another run, or a file cannot be read or written.
     """
     with distributed.explain_lost_ranks():
         # Parts of another size have other statistics, with which BatchNorm computes other figures.
@@ -337,7 +337,7 @@ def run(
         ended: Returns whether to end before the last step, the same on all ranks.
 
     Raises:
-        SgdataError: samples cannot be read or used, after a checkpoint was saved; or a file cannot be written.
+        SgdataError: Samples cannot be read or used, after a checkpoint was saved; or a file cannot be written.
     """
     if ended():
         return
