@@ -22,7 +22,7 @@ import numpy as np
 
 from sgdata import files, safe_names
 from sgdata.errors import SourceError
-from sgdata.shards import array_codec, plain_tar, shard_index
+from sgdata.shards import array_codec, hashed_tar, shard_index
 from sgdata.types import Array, Codec, Effort, Sample, Shard
 
 IMAGES = ("image", "image_before", "image_after", "image_10m")
@@ -85,7 +85,7 @@ def write_tar(
     """
     rows: list[shard_index.Row] = []
     with files.replacing(path) as temporary, temporary.open("wb") as handle:
-        tar = plain_tar.HashedTar(handle)
+        tar = hashed_tar.HashedTar(handle)
 
         def append(sample: Sample, digest: str | None) -> None:
             contents, row = encode_sample(sample, tar.size, codec=codec, effort=effort)
@@ -102,7 +102,7 @@ def write_tar(
             for waiting in pending:
                 waiting.result()
         tar.close()
-    return Shard(name=path.name, sha256=tar.digest.hexdigest(), samples=len(rows), bytes=tar.size), rows
+    return Shard(name=path.name, sha256=tar.sha256, samples=len(rows), bytes=tar.size), rows
 
 
 def encode_sample(

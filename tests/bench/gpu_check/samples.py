@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,7 +57,16 @@ def write(folder: Path, task: Task, *, count: int, px: int) -> MemoryIndexed:
     codec: Codec = "blosc" if importlib.util.find_spec("imagecodecs") else "npy"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / tar_format.shard_name("gpu-check", SPLIT, 0)
-    _, rows = tar_format.write_tar(path, ((sample, None) for sample in _samples(task, count, px)), codec=codec)
+    rows: list[shard_index.Row] = []
+    # Not `tar_format.write_tar`, which needs webdataset.
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in _samples(task, count, px):
+            contents, row = tar_format.encode_sample(sample, tar.offset, codec=codec)
+            for name, content in contents.items():
+                header = tarfile.TarInfo(f"{sample.key}.{name}")
+                header.size = len(content)
+                tar.addfile(header, io.BytesIO(content))
+            rows.append({**row, "shard": path.name})
     return MemoryIndexed(folder, _contract(task, count, px), rows, codec)
 
 
