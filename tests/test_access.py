@@ -22,7 +22,7 @@ from test_layers import MODULES
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, Limit
 from sgdata.rasters import geotiff, vectors
-from sgdata.remote import access, web
+from sgdata.remote import access, object_stores, objects, ranges, web
 from sgdata.remote.access import Access, access_of, admit, check_host
 
 # --- one place for every reader ------------------------------------------------------------
@@ -215,6 +215,50 @@ def test_requests_follow_redirects_to_admitted_hosts_only(two: tuple[Any, Any]) 
     assert other.asked == []
     with pytest.raises(requests.TooManyRedirects):
         web.ask("GET", f"{typed.url}" + f"/to/{typed.url}" * 12 + "/a.json")
+
+
+@pytest.mark.allow_hosts(["127.0.0.1", "127.0.0.2"])
+def test_later_ranges_are_redirected_to_admitted_hosts_only(two: tuple[Any, Any], tmp_path: Path) -> None:
+    """A server that answers the first request of a file, and sends those that follow it elsewhere: files and stores."""
+    typed, other = two
+    targets = {"/here/": typed.url, "/away/": other.url}
+
+    def later(handler: Files, content: bytes) -> bool:
+        target = next((targets[start] for start in targets if handler.path.startswith(start)), "")
+        if target and "bytes=0-" not in handler.headers["Range"]:
+            handler.give(302, b"", {"Location": f"{target}/chunk"})
+        else:
+            start = int(handler.headers["Range"].removeprefix("bytes=").partition("-")[0])
+            span = f"bytes {start}-{start + len(content) - 1}/{2 * objects.HEAD_BYTES}"
+            handler.give(206, content, {"Content-Range": span, "ETag": '"1"'})
+        return True
+
+    stored = bytes(range(256)) * (2 * objects.HEAD_BYTES // 256)
+    for name in ("chunk", "here/chunk", "away/chunk"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(stored)
+    typed.fault = other.fault = later
+    waits = ranges.Patience(retries=1, wait_s=0.01)
+    ours = access_of(typed.url)
+    for folder, admitted in (("here", ours), ("away", Access(private=True))):
+        found = objects.Folder(href=f"{typed.url}/{folder}", access=admitted, patience=waits).open("chunk")
+        assert found and found.read(9000, 9500) == stored[9000:9500]
+    other.asked.clear()
+    file, _ = ranges.open_file(f"{typed.url}/away/chunk", ours, first_bytes=100, patience=waits)
+    with pytest.raises(SourceError, match="--allow-private-hosts"):
+        ranges.read(file, 9000, 9500, waits)
+    found = objects.Folder(href=f"{typed.url}/away", access=ours, patience=waits).open("chunk")
+    with pytest.raises(SourceError, match="--allow-private-hosts"):
+        assert found and found.read(9000, 9500)
+    assert other.asked == []
+
+
+def test_obstore_reads_what_cannot_lead_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_stores, "getproxies", dict)
+    assert object_stores.stays("https://a.example/x") and object_stores.stays("http://127.0.0.1:80/x")
+    assert not object_stores.stays("http://a.example/x")  # b.a.example may be any host
+    monkeypatch.setattr(object_stores, "getproxies", lambda: {"https": "http://127.0.0.1:3128"})
+    assert not object_stores.stays("https://a.example/x")
 
 
 def test_bodies_end_at_a_size_and_a_time(two: tuple[Any, Any]) -> None:

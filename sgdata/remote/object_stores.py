@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from sgdata.remote import buckets
 
@@ -18,6 +19,9 @@ CONNECT_S, STALLED_S = 20, 60
 """Longest time to connect, and without a byte; none for a whole answer, which may be slow but steady."""
 BUNDLES = ("REQUESTS_CA_BUNDLE", "GDAL_CURL_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE")
 """Settings of requests, GDAL, curl and OpenSSL: files of the certificates that are trusted."""
+NOWHERE = "http://127.0.0.1:0"
+"""A proxy to which no connection can be made."""
+_ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
 
 
@@ -32,22 +36,41 @@ def takes(url: str) -> bool:
     return parts.scheme in ("http", "https") or (parts.scheme == "s3" and buckets.obstore_config(url) is not None)
 
 
-def find(url: str) -> tuple[HTTPStore | S3Store, str]:
-    """Return the store of a host or bucket, the same for files with the same query, and the path in it."""
+def stays(url: str) -> bool:
+    """Return whether `find` can keep obstore, which checks no redirect, from being led to other hosts."""
+    parts = urlsplit(url)
+    # A name also stands for those below it, which without certificates may lead anywhere; a proxy of the user's, which
+    # would be needed to leave, takes the place of `NOWHERE`.
+    is_proven = parts.scheme == "https" or _ADDRESS.fullmatch(parts.hostname or "") is not None
+    return is_proven and (parts.scheme not in getproxies() or bool(proxy_bypass(parts.hostname or "")))
+
+
+def find(url: str, *, stay: bool = False) -> tuple[HTTPStore | S3Store, str]:
+    """Return the store of a host or bucket, the same for files with the same query, and the path in it.
+
+    Args:
+        url: address.
+        stay: let redirects to any other web server fail; `stays` says whether that is certain.
+    """
     parts = urlsplit(url)
     path = parts.path.removeprefix("/")
     if parts.scheme == "s3":
         return _s3(parts.netloc, **(buckets.obstore_config(url) or {})), path
     query = f"?{parts.query}" if parts.query else ""
-    return _http(f"{parts.scheme}://{parts.netloc}/{query}"), path
+    return _http(f"{parts.scheme}://{parts.netloc}/{query}", stay), path
 
 
 @lru_cache(maxsize=64)
-def _http(base: str) -> HTTPStore:
+def _http(base: str, stay: bool) -> HTTPStore:
     from obstore.store import HTTPStore
 
+    options = _client_options()
+    if stay:
+        # No option of obstore's forbids redirects, but hosts other than this one can be given a proxy.
+        parts = urlsplit(base)
+        options |= {"proxy_url": NOWHERE, "proxy_excludes": parts.hostname or "", "allow_http": parts.scheme == "http"}
     # `ranges.patiently` decides what is tried again.
-    return HTTPStore.from_url(base, client_options=_client_options(), retry_config={"max_retries": 0})
+    return HTTPStore.from_url(base, client_options=options, retry_config={"max_retries": 0})
 
 
 @lru_cache(maxsize=64)

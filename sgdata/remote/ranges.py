@@ -2,8 +2,9 @@
 
 The first request of a file on a web server goes through `sgdata.remote.web`, which checks every host that it is
 redirected to. Ranges, and all of a file in a bucket, are read by obstore, which keeps connections open and uses HTTP/2
-where a server offers it. It does not show the headers of a refusal: a range that a web server refused is asked for
-again through `web`, where Retry-After can be read.
+where a server offers it. It shows neither the headers of a refusal nor redirects, and is kept from other hosts where a
+file may not name all of them: a range of a web server that failed is asked for again through `web`, which reads
+Retry-After and checks where a redirect leads.
 """
 
 from __future__ import annotations
@@ -141,11 +142,13 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
         ChangedError: The file is not what it was.
         SourceError: The range cannot be read.
     """
+    stay = urls.is_http(file.url) and not file.access.private
 
-    def attempt(refused: bool) -> memoryview:
-        if urls.is_http(file.url) and (refused or not object_stores.takes(file.url)):
+    def attempt(failed: bool) -> memoryview:
+        takes = object_stores.takes(file.url) and not (stay and not object_stores.stays(file.url))
+        if urls.is_http(file.url) and (failed or not takes):
             return _read_with_session(file, start, stop)
-        content, etag, size = _read_with_obstore(file.url, start, stop, file.etag)
+        content, etag, size = _read_with_obstore(file.url, start, stop, file.etag, stay=stay)
         if len(content) != stop - start:
             raise FailedError(f"{len(content):,} bytes of {stop - start:,} came")
         if (etag, size) != (file.etag, file.size):
@@ -157,17 +160,17 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
 
 
 def patiently(attempt: Callable[[bool], Any], limit: host_limits.HostLimit, patience: Patience, url: str) -> Any:
-    """Call `attempt(refused)` within the limit of a host until it succeeds; `refused` says that it was before.
+    """Call `attempt(failed)` within the limit of a host until it succeeds; `failed` says that it did before.
 
     Raises SourceError once the tries are used up.
     """
-    failures, refused, wait = 0, False, patience.wait_s
+    failures, failed, wait = 0, False, patience.wait_s
     while True:
         before = limit.answers
         try:
             with limit.slot() as began:
                 try:
-                    result = attempt(refused)
+                    result = attempt(failed)
                 except FailedError as error:
                     if error.busy:
                         limit.refused(began, min(error.wait_s, LONGEST_WAIT_S))
@@ -175,7 +178,7 @@ def patiently(attempt: Callable[[bool], Any], limit: host_limits.HostLimit, pati
                 limit.answered()
                 return result
         except FailedError as error:
-            refused = error.busy
+            failed = True
             # A server that answers others is merely busy: this one's turn will come.
             failures += 0 if error.busy and limit.answers > before else 1
             if failures > patience.retries:
@@ -264,12 +267,14 @@ def _open_with_obstore(url: str, access: Access, first_bytes: int) -> tuple[Remo
     return RemoteFile(url=url, size=size, etag=etag, modified="", access=access), bytes(content)
 
 
-def _read_with_obstore(url: str, start: int, stop: int, etag: str = "") -> tuple[memoryview, str, int]:
+def _read_with_obstore(
+    url: str, start: int, stop: int, etag: str = "", *, stay: bool = False
+) -> tuple[memoryview, str, int]:
     """Read a range; return it with the ETag and the size of the file. Raises ChangedError, FailedError, SourceError."""
     import obstore
     from obstore.exceptions import BaseError, PreconditionError
 
-    store, path = object_stores.find(url)
+    store, path = object_stores.find(url, stay=stay)
     options: Any = {"range": (start, stop)}
     if expected := _strong(etag):
         options["if_match"] = expected
