@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -322,6 +323,21 @@ def test_a_damaged_block_names_the_file(tmp_path: Path) -> None:
             window_staging.open_scene_file(request, request.asset.href) as file,
         ):
             whole(file)
+
+
+def test_a_block_at_no_place_is_no_block_without_data(tmp_path: Path) -> None:
+    """Offsets of 0 with a size, as of a file that was cut off while it was written, are an error of GDAL's."""
+    path = write(tmp_path / "a.tif", pixels(), **chosen("GTiff", compress="DEFLATE", tiles=True))
+    content = bytearray(path.read_bytes())
+    table = block_tables.parse({0: bytes(content)}, len(content), "a")
+    at = content.index(struct.pack("<3I", *table.offsets.flat[:3]))
+    content[at + 4 : at + 8] = bytes(4)
+    path.write_bytes(content)
+    with served.serving(tmp_path) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path)
+        for asset in (request.asset, Asset(href=str(path))):
+            with pytest.raises(SourceError, match=r"a\.tif: cannot be read"):
+                window_staging.stage(replace(request, asset=asset))
 
 
 def test_answers_in_any_order(tmp_path: Path) -> None:
