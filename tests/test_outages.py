@@ -69,7 +69,7 @@ CHOSEN = ("picture_every=3", "training.batch=2", "training.epochs=1")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("outages") / "shards", train=10)
+    return write(tmp_path_factory.mktemp("outages") / "shards", train=20)  # more than are read ahead of the third step
 
 
 @pytest.fixture(scope="module")

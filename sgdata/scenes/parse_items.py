@@ -217,7 +217,8 @@ def _array(item: pystac.Item, store: str, band: str, root: str) -> Asset:
     is_l1c = "_MSIL1C_" in _product(item)
     # Products of level 1C have no layers of Sen2Cor, which leaves out B10 in turn.
     if path is None or (is_l1c and band not in MSI.by_name) or (not is_l1c and band == "B10"):
-        raise SourceError(f"item {item.id}: is an EOPF product of {'L1C' if is_l1c else 'L2A'}, without {band}")
+        level = "L1C" if is_l1c else "L2A"
+        raise SourceError(f"item {item.id}: EOPF products of {level} lack {band}; leave out the band or the item")
     href = eopf_items.in_store(store, path)
     for key, asset in item.assets.items():
         if (asset.get_absolute_href() or asset.href) == href:
