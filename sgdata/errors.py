@@ -32,7 +32,7 @@ class ExitCode(IntEnum):
     """The command ended without an error, but its result differs from what was expected, has findings or is incomplete.
 
     Examples: `verify`, `drift` and `audit` list what they found; a build has pixels without a clear observation;
-    samples were quarantined; a training run was stopped early. Scripts may continue with the result.
+    samples were quarantined; `--stop-after` ended a training. Scripts may continue with the result.
     """
     INTERRUPTED = 130
     """Stopped by Ctrl-C, SIGTERM, SIGUSR1 or SIGHUP (128 + SIGINT, as shells report the first). What is finished is

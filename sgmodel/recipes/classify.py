@@ -93,7 +93,7 @@ def build(recipe: ClassifyRecipe, classes: int) -> TaskModel:
 
 
 def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
-    """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
+    """Train to the last step of the recipe, or until stopped, then score; return 0 or `signals.stop_code()`.
 
     Raises:
         SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.

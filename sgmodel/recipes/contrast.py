@@ -48,7 +48,7 @@ def build(recipe: ContrastRecipe, classes: int) -> contrastive.Contrast:
 
 
 def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
-    """Train to the last step of the recipe, or until stopped; return 0 or `training.STOPPED`.
+    """Train to the last step of the recipe, or until stopped; return 0 or `signals.stop_code()`.
 
     Raises:
         SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.

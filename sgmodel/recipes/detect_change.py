@@ -85,7 +85,7 @@ def build(recipe: ChangeRecipe, classes: int) -> TaskModel:
 
 
 def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
-    """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
+    """Train to the last step of the recipe, or until stopped, then score; return 0 or `signals.stop_code()`.
 
     Raises:
         SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.

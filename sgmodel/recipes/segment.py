@@ -62,7 +62,7 @@ def build(recipe: SegmentRecipe, classes: int) -> TaskModel:
 
 
 def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
-    """Train to the last step of the recipe, or until stopped, then score; return 0 or `training.STOPPED`.
+    """Train to the last step of the recipe, or until stopped, then score; return 0 or `signals.stop_code()`.
 
     Raises:
         SgdataError: Recipe, data, weights and folder do not fit together, or a file cannot be read or written.

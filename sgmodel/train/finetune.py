@@ -309,7 +309,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
     """Train to the last step of the recipe, or until stopped, then score.
 
     Returns:
-        The exit code: 0, or `training.STOPPED`.
+        The exit code: 0, or `signals.stop_code()`.
 
     Raises:
         SgdataError: The run in the folder is another, or a file cannot be read or written.

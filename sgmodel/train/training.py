@@ -30,7 +30,7 @@ log = logging.getLogger("sgdata")
 R = TypeVar("R")
 
 STOPPED = ExitCode.FINDINGS
-"""Exit code of a training program that was stopped early; the same command continues the run."""
+"""Exit code of a training program that `--stop-after` ended; the same command continues the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,8 +325,8 @@ def run(
 ) -> None:
     """Take the steps from `first` on, and save a checkpoint every `paths.save_minutes` and at the end.
 
-    The end is the last step, the first after which the run has `ended`, SIGTERM or SIGINT, `paths.stop_after` steps, or
-    samples that cannot be read or used.
+    The end is the last step, the first after which the run has `ended`, a signal to stop (`signals`),
+    `paths.stop_after` steps, or samples that cannot be read or used.
 
     Args:
         task: The training.
