@@ -34,7 +34,7 @@ RANGES: dict[str, tuple[float, float]] = {
     # The sides of patches and blocks are pixels; a raster of 2**31 pixels a side exists nowhere.
     "size": (1, 65_536), "stride": (1, 65_536), "block_px": (0, 2**31), "gap_px": (0, 2**31),
     "val_share": _SHARE, "test_share": _SHARE, "max_unusable_share": _SHARE,
-    "supersample": (1, 32), "gsd_m": (1e-6, 100_000),
+    "supersample": (1, 15), "gsd_m": (1e-6, 100_000),
     # The cap of a shard is 1 TB.
     "shard_mb": (1, 2**20),
     # Training. Weights with a decay of 1 would stay those of the start.
