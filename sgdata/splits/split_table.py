@@ -131,7 +131,7 @@ def read(path: Path) -> SplitTable:
     try:
         document = files.parse_json(lines[0].encode())
     except ValueError as error:
-        raise SettingError(f"{path}: the first line is no JSON: {error}") from None
+        raise SettingError(f"{path}: the first line is no JSON: {error}; make it again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise SettingError(f"{path}: not a split table of format {FORMAT}; make it again, or update sgdata")
     header = files.parse(Header, document, str(path))
