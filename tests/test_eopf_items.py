@@ -115,9 +115,9 @@ def test_scales_and_offsets_of_items_are_compared(changes: dict[str, Any], expec
 @pytest.mark.parametrize(
     ("name", "band", "expected"),
     [
-        (NAME, "B42", "L2A, without B42"),
-        (NAME, "B10", "L2A, without B10"),
-        (NAME.replace("L2A", "L1C"), "SCL", "L1C, without SCL"),
+        (NAME, "B42", "L2A lack B42"),
+        (NAME, "B10", "L2A lack B10"),
+        (NAME.replace("L2A", "L1C"), "SCL", "L1C lack SCL"),
     ],
 )
 def test_bands_that_a_product_does_not_have_are_named(name: str, band: str, expected: str) -> None:
