@@ -244,6 +244,8 @@ def _table(tags: dict[int, Any], order: str, name: str) -> BlockTable:
     offsets, sizes = (tags.get(tag, ()) for tag in ((_STRIPS, _STRIP_BYTES) if strips else (_TILES, _TILE_BYTES)))
     if len(offsets) != math.prod(blocks) or len(sizes) != len(offsets):
         raise OtherLayoutError(f"{len(offsets)} blocks of {len(sizes)} sizes, expected {math.prod(blocks)}")
+    if not all(0 <= value < 2**63 for value in (*offsets, *sizes)):
+        raise OtherLayoutError("blocks at no place that a file can have")
     if any(size and not offset for offset, size in zip(offsets, sizes, strict=True)):
         raise OtherLayoutError("blocks with bytes at no place")  # neither left out nor readable: GDAL reports them
     nodata = _nodata(tags.get(_NODATA))

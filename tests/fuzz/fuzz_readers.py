@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -39,10 +40,11 @@ from sgdata.labels import class_tables, osm_features
 from sgdata.packing import pack, select, split_lists
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
-from sgdata.rasters import geotiff, small_jpeg, small_tiff
+from sgdata.rasters import block_tables, blocks, geotiff, small_jpeg, small_tiff
 from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, sample_hashes, tar_format, write_shards
+from sgdata.types import Window
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader
 from sgmodel.inference import predict
@@ -105,6 +107,21 @@ def _stage(folder: Path, path: Path) -> None:
     window_staging.read_on_grid(window_staging.stage(piece), GRID, kernel="bilinear")
     if path.suffix == ".tif":  # only outputs of this project are hashed, and those are GeoTIFFs
         geotiff.hash_pixels(path)
+        _read_blocks(path)
+
+
+def _read_blocks(path: Path) -> None:
+    """Decode a file as those on servers are, except where that is left to GDAL."""
+    content = memoryview(path.read_bytes())
+    with contextlib.suppress(block_tables.OtherLayoutError, blocks.DamagedBlockError):
+        table = block_tables.parse({0: bytes(content)}, len(content), "B02")
+        height, width = table.grid.shape
+        runs = blocks.plan_runs(table, Window(row=0, col=0, height=height, width=width))
+        blocks.check_sizes(table, runs, len(content), "B02")
+        for run in runs:
+            for place in run.blocks:
+                start = int(table.offsets[place])
+                blocks.decode(table, place, content[start : start + int(table.sizes[place])])
 
 
 def _zarr(folder: Path, path: Path) -> None:
