@@ -252,6 +252,7 @@ def test_a_changed_array_is_read_again(scene: Path, bounds: Bounds, tmp_path: Pa
 
 def test_a_mask_without_chunk_is_no_clear_ground(scene: Path, bounds: Bounds, tmp_path: Path) -> None:
     store = zarr_stores.product(scene, tmp_path / "a")
+    (store / array_paths()["SCL"] / "0.0").unlink()  # else a band must have data
     for path, expected in (
         ("quality/probability/r20m/cld", cloud_masks.BEYOND),
         ("measurements/reflectance/r10m/b04", 0),
@@ -259,6 +260,28 @@ def test_a_mask_without_chunk_is_no_clear_ground(scene: Path, bounds: Bounds, tm
         (store / path / "0.0").unlink()
         window = window_staging.stage(request(store / path, bounds, tmp_path / path.rpartition("/")[2]))
         assert set(np.unique(window.pixels)) == {expected}
+
+
+@pytest.mark.parametrize("kind", zarr_stores.KINDS)
+@pytest.mark.parametrize("band", ["B01", "B04"])
+def test_a_lost_chunk_of_a_band_is_not_dark_ground(
+    band: str, kind: str, scene: Path, bounds: Bounds, tmp_path: Path
+) -> None:
+    """A chunk of a band that does not exist, though the classification has data there, on the grid and warped."""
+    store = zarr_stores.rewrite(zarr_stores.product(scene, tmp_path / "a"), kind)
+    bands, layer = store / array_paths()[band], store / array_paths()["SCL"]
+    zone_33 = transform_bounds("EPSG:32632", "EPSG:32633", *bounds)
+
+    def drop(array: Path) -> None:
+        for path in [path for path in array.rglob("*") if path.is_file() and not path.name.startswith((".", "zarr"))]:
+            path.unlink()
+
+    drop(bands)
+    for crs, area in (("EPSG:32632", bounds), ("EPSG:32633", zone_33)):
+        with pytest.raises(SourceError, match=f"{band.lower()}/.*: does not exist, but the classification has data"):
+            window_staging.stage(request(bands, area, tmp_path / crs[-2:], crs))
+    drop(layer)
+    assert not window_staging.stage(request(bands, bounds, tmp_path / "none")).pixels.any()
 
 
 # --- hostile stores ------------------------------------------------------------------------
@@ -321,7 +344,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "rotated": (array_edit(**{"proj:transform": [10, 1, 0, 0, -10, 0]}), r"expected square north-up pixels"),
     "other x": (other_axis, r"has shape \(9,\), expected one coordinate for \d+ pixels"),
     "other scale": (array_edit(scale_factor=0.0002), r"scale 0\.0002, expected 0\.0001"),
-    "other chunks": (array_edit(chunks=[100, 100]), r"chunk of [0-9,]+ bytes, decoded it has 20,000 by its array"),
+    "other chunks": (array_edit(chunks=[100, 100]), "does not exist, but the classification has data there"),
+    "much too long": (chunk_edit(lambda c: c + bytes(10**6)), r"chunk of [0-9,]+ bytes, decoded it has 162,288 by"),
     "cut in the table": (chunk_edit(lambda c: c[:18]), r"chunk ends too soon|too short"),
     "cut in a block": (chunk_edit(lambda c: c[: len(c) * 6 // 10]), r"chunk ends too soon"),
     "empty": (chunk_edit(lambda c: b""), r"chunk of 0 bytes is no Blosc frame"),
@@ -490,10 +514,10 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
     once = partial(Folder, patience=Patience(retries=0))
     monkeypatch.setattr(zarr_store, "Folder", once)
     monkeypatch.setattr(window_staging, "RETRY", retry.RetryPolicy(tries=1))
-    status = 0
+    status, lost = 0, False
 
     def fault(handler: served.Files, content: bytes) -> bool:
-        if not status or "/b04/" not in handler.path:
+        if not status or not ("/b04/" in handler.path or (status == 404 and "/scl/0.0" in handler.path and lost)):
             return False
         handler.give(status, b"no")
         return True
@@ -504,6 +528,9 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
             with pytest.raises(SourceError, match=f"cannot be read: HTTP response code {status}"):
                 window_staging.stage(request(asset, bounds, tmp_path / "w"))
         status = 404
+        with pytest.raises(SourceError, match="does not exist, but the classification has data"):
+            window_staging.stage(request(asset, bounds, tmp_path / "w"))
+        lost = True
         assert not window_staging.stage(request(asset, bounds, tmp_path / "w")).pixels.any()
 
 
@@ -542,7 +569,8 @@ def test_windows_in_a_bucket(scene: Path, bounds: Bounds, tmp_path: Path, monkey
         assert (
             again.sha256 == remote.sha256 == window_staging.stage(request(store / path, bounds, tmp_path / "v")).sha256
         )
-        (store / path / "0.0").unlink()
+        for lost in (path, array_paths()["SCL"]):
+            (store / lost / "0.0").unlink()
         assert not window_staging.stage(
             request(f"s3://bucket/{store.name}/{path}", bounds, tmp_path / "u")
         ).pixels.any()

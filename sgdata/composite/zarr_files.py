@@ -67,9 +67,35 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
             inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
             return _native(reader, inside, nodata, beyond)
 
+    part = _find_source(whole, grid) if window is None else window
     if "://" in href:
-        source = reader.identify(_find_source(whole, grid) if window is None else window)
+        source = reader.identify(part)
+    _check_absent(reader, request, href, whole, part)
     return SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
+
+
+def _check_absent(reader: ChunkReader, request: WindowRequest, href: str, whole: Grid, window: Window) -> None:
+    """Compare chunks of a band that do not exist with the classification: where that has data, one was lost.
+
+    A band without data where others have some would count as dark ground. Raises SourceError.
+    """
+    where = zarr_store.locate(href)
+    if not where.path.startswith(eopf_items.REFLECTANCE):
+        return
+    beside = eopf_items.in_store(where.store, eopf_items.array_paths()[MSI.classes.layer])
+    for key, part in reader.absent(window):
+        layer = zarr_store.find_array(beside, request.access)
+        if layer is None:  # level 1C
+            return
+        grid = zarr_store.read_grid(layer, beside, request.asset.crs)
+        over = grids.window_over(grid, grids.crop(whole, part).bounds, margin=0)
+        no_data = MSI.classes.no_data
+        filled = sum(int(np.count_nonzero(values != no_data)) for values in layer.strips(over, no_data))
+        # Not at a single pixel: the bands of a swath end some pixels apart.
+        if grid.crs == whole.crs and filled > over.height * over.width / 2:
+            lost = urls.without_secrets(reader.folder.at(key))
+            reason = "does not exist, but the classification has data there"
+            raise SourceError(f"{lost}: {reason}; fetch it again or leave it out")
 
 
 def _block_shape(reader: ChunkReader) -> tuple[int, int]:

@@ -119,6 +119,21 @@ class ChunkReader:
         known = [None if one is None else one.identity for one in found]
         return "" if "" in known else files.sha256(files.canonical_json([*known, repr(self.array)]))
 
+    def absent(self, window: Window) -> Iterator[tuple[str, Window]]:
+        """Yield the chunks of a window that do not exist: the key of each, or of its shard, and its part of the window.
+
+        Raises SourceError if one cannot be read.
+        """
+        height, width = self.array.inner
+        bottom, right = window.row + window.height, window.col + window.width
+        for i in range(window.row // height, -(-bottom // height)):
+            for j in range(window.col // width, -(-right // width)):
+                found = self._find((i, j))
+                if found is None or self._open(found.key) is None:
+                    row, col = max(i * height, window.row), max(j * width, window.col)
+                    last, far = min((i + 1) * height, bottom), min((j + 1) * width, right)
+                    yield self._key((i, j)), Window(row=row, col=col, height=last - row, width=far - col)
+
     def line(self) -> Array:
         """Return the values of an array of one dimension. Raises SourceError."""
         parts = []
@@ -158,8 +173,7 @@ class ChunkReader:
         shards = self.array.shards
         if shards is None:
             return Place(self.array.key(place))
-        counts = tuple(outer // inner for outer, inner in zip(self.array.chunks, shards.chunks, strict=True))
-        key = self.array.key(tuple(n // count for n, count in zip(place, counts, strict=True)))
+        key, counts = self._key(place), self._counts
         stored = self._open(key)
         if stored is None:
             return None
@@ -172,6 +186,15 @@ class ChunkReader:
         if start + size > stored.size:
             raise SourceError(f"{stored.shown}: shard has a chunk of {size:,} bytes at {start:,}; leave it out")
         return Place(key, start, start + size)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        """Chunks that are decoded alone in each object, by dimension."""
+        return tuple(outer // inner for outer, inner in zip(self.array.chunks, self.array.inner, strict=True))
+
+    def _key(self, place: tuple[int, ...]) -> str:
+        """Return the key of the object of a chunk, itself or its shard."""
+        return self.array.key(tuple(n // count for n, count in zip(place, self._counts, strict=True)))
 
     def _read_index(self, stored: StoredObject, count: int) -> Array:
         """Return the starts and sizes of the chunks in a shard, (count, 2)."""

@@ -58,10 +58,16 @@ def locate(href: str) -> Location:
 
 def open_array(href: str, access: Access | None = None) -> ChunkReader:
     """Open an array of a store by its address. Raises SourceError if it does not exist or cannot be read."""
-    array = _find(locate(href), access)
-    if array is None:
+    reader = find_array(href, access)
+    if reader is None:
         raise SourceError(f"{urls.without_secrets(href)}: the product has no such array; leave it out")
-    return ChunkReader(array=array, folder=Folder(href=href, access=access))
+    return reader
+
+
+def find_array(href: str, access: Access | None = None) -> ChunkReader | None:
+    """Open an array of a store by its address; None if the store has none. Raises SourceError if it cannot be read."""
+    array = _find(locate(href), access)
+    return None if array is None else ChunkReader(array=array, folder=Folder(href=href, access=access))
 
 
 def _find(where: Location, access: Access | None) -> ZarrArray | None:
