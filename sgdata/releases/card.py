@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgdata.pages import markdown
+from sgdata.types import Task
 
 if TYPE_CHECKING:
     from sgdata.releases.release_content import ReleaseContent
 
 # Task and size categories of the Hugging Face hub.
-_TASKS = {
+_TASKS: dict[Task, str | None] = {
+    "none": None,
     "segmentation": "image-segmentation",
     "change": "image-segmentation",
     "single-label": "image-classification",
@@ -46,7 +48,7 @@ def text(content: ReleaseContent, *, previews: Sequence[str], software: str) -> 
         previews=previews,
         software=software,
         size=next((name for bound, name in _SIZES if len(content.rows) < bound), "n>1M"),
-        task=_TASKS.get(contract.label_space.task),
+        task=_TASKS[contract.label_space.task],
         bands=[(b.name, f"{b.wavelength_nm:g}", b.gsd_m, *figures[b.name]) for b in contract.bands],
         labels=_labels(content),
         checks=[(check.name, check.state, check.message) for check in content.report.checks],

@@ -6,13 +6,13 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgdata.types import Array, Contract
+from sgdata.types import Array, Contract, Task
 from sgmodel.data import augment, normalise
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
@@ -47,7 +47,7 @@ class Predictor:
     zoom: float | None
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """Return the task of the label space; "none" for embeddings."""
         return self.contract.label_space.task
 
@@ -72,19 +72,30 @@ class Predictor:
         # Normalised tile by tile, as samples are: schemes with image statistics then see the same area as in training.
         dates = [normalise.apply(self.normalisation, part, valid_size) for part in stored.chunk(self.dates, dim=1)]
         with self.launch.autocast():
-            if self.task == "none":
-                output = embedding(self.model, dates[0])
-            elif self.task in SCENES:
-                output = predict_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
-            else:
-                output = self.model(*dates)
-        output = output.float()
-        if self.task == "multi-label":
-            output = output.sigmoid()
-        elif self.task != "none":
-            output = output.softmax(dim=1)  # also right for the log-probabilities of a change detector
+            output = self._output(dates, valid_size).float()
+        match self.task:
+            case "none":
+                pass
+            case "multi-label":
+                output = output.sigmoid()
+            case "single-label" | "segmentation" | "change":
+                output = output.softmax(dim=1)  # also right for the log-probabilities of a change detector
+            case unknown:
+                assert_never(unknown)
         values: Array = (output if output.ndim == 4 else output[:, :, None, None]).cpu().numpy()
         return values
+
+    def _output(self, dates: Sequence[Tensor], valid_size: Tensor) -> Tensor:
+        match self.task:
+            case "none":
+                return embedding(self.model, dates[0])
+            case "single-label" | "multi-label":
+                return predict_scenes(self.model, dates[0], valid_size, self.px, zoom=self.zoom)
+            case "segmentation" | "change":
+                output: Tensor = self.model(*dates)
+                return output
+            case unknown:
+                assert_never(unknown)
 
     @cached_property
     def output_shape(self) -> tuple[int, int]:
