@@ -309,6 +309,17 @@ def test_a_fault_of_a_range_gives_the_same_pixels_or_names_the_file(name: str, o
     assert not (tmp_path / "b.bin").exists() and not (tmp_path / "b.json").exists()
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_down_is_named_without_address_and_query(tmp_path: Path) -> None:
+    """The reason of a scene that is left out stands in its lock, which does not depend on ports."""
+    port = served.free_port()
+    request = request_for(f"http://127.0.0.1:{port}/a.tif?sig=secret&key=secret", tmp_path)
+    with pytest.raises(SourceError) as caught:
+        window_staging.stage(request)
+    reason = str(caught.value).removeprefix(f"http://127.0.0.1:{port}/a.tif: ")
+    assert reason == "cannot be read: ConnectionError: Connection refused; fetch it again or leave it out"
+
+
 def test_a_damaged_block_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
     table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")

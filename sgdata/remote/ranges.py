@@ -220,7 +220,18 @@ def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> t
                     raise FailedError(f"more than the {stop - start:,} bytes that were asked for")
             return answer, bytes(content)
     except (requests.RequestException, ValueError) as error:
-        raise FailedError(f"{type(error).__name__}: {error!s:.120}") from error
+        raise FailedError(_reason(error, url)) from error
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Return why a request failed, without its address: texts of connections name host, port and query."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror and not isinstance(cause, type(error)):
+            return f"{type(error).__name__}: {cause.strerror}"
+        cause = cause.__cause__ or cause.__context__
+    text = str(error).removeprefix(f"{urls.without_secrets(url)}: ").partition(": (")[0]
+    return type(error).__name__ if "ConnectionPool" in text else f"{type(error).__name__}: {text:.120}"
 
 
 def _refuse(url: str, status: int) -> None:
