@@ -222,8 +222,8 @@ def test_imports_stay_shallow() -> None:
     # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping, and 0.3 for reducing
     # tokens and counting FLOPs, which every program needs; 0.3 for frozen features, detectors of pixels and the
     # distance of scored samples, 0.5 for the names of output files in a module of their own, and 0.3 for several
-    # places, names of data and progress of long jobs.
-    assert mean <= 16, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # places, names of data and progress of long jobs; 0.6 for openers of scene files and modules that were split.
+    assert mean <= 12.8, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
