@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Mapping
 from typing import IO
 
+_PIECE = 1 << 20
+
 
 class HashedTar:
     """Tar under construction; its SHA-256 is that of the bytes passed, so that `verify` finds faults of the disk."""
@@ -19,11 +21,14 @@ class HashedTar:
         self._sink = _HashingSink(handle)
         # Equal samples give equal tars: no time, no user, no group.
         self._tar = TarWriter(self._sink, user="", group="", mode=0o644, mtime=0, encoder=False)
+        # Without the buffer between them, which copies every byte three times: half of the time of `add`.
+        self._tar.tarstream.fileobj = self._sink
+        self._tar.tarstream.copybufsize = _PIECE
 
     @property
     def size(self) -> int:
-        """Bytes of the tar so far, those that wait to be written included."""
-        return max(int(self._tar.tarstream.offset), self._sink.size)
+        """Bytes of the tar so far."""
+        return self._sink.size
 
     @property
     def sha256(self) -> str:
@@ -51,3 +56,6 @@ class _HashingSink:
         self._handle.write(content)
         self.digest.update(content)
         self.size += len(content)
+
+    def close(self) -> None:
+        """Do nothing: the file is closed by what opened it."""
