@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from sgdata import package_data
 from sgdata.errors import SettingError
-from sgdata.labels import osm_features, tag_rules
+from sgdata.labels import land_cover, osm_features, tag_rules
 from sgdata.labels import rasterize as label_raster
 from sgdata.rasters import grids
 from sgdata.types import Array, Grid, Window
@@ -239,7 +239,7 @@ def test_gaps_are_filled_from_another_map_and_marked() -> None:
     got, source, _ = painted((BIG, a("landuse", "forest")))
     other = np.full(got.shape, WATER, np.uint8)
     other[:3] = label_raster.UNMAPPED
-    full, marked = label_raster.fill_gaps(got, source, other)
+    full, marked = land_cover.fill_gaps(got, source, other)
     assert (full[30, 30], full[30, 70], full[0, 0]) == (FOREST, WATER, label_raster.UNMAPPED)
     assert (marked[30, 30], marked[30, 70], marked[0, 0]) == (label_raster.POLYGON, label_raster.GAP_FILL, 0)
 

@@ -18,7 +18,7 @@ from stac_wrap import COLLECTION, Wrapped, wrap
 
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote.retry import RetryPolicy
-from sgdata.scenes import parse_items, search
+from sgdata.scenes import parse_items, search, twins
 from sgdata.scenes.types import Scene
 from sgdata.sentinel2 import L2A_BANDS
 
@@ -64,7 +64,7 @@ def test_copernicus_data_space(real: Path) -> None:
 
 def test_twins_of_one_acquisition(real: Path) -> None:
     path = real / "stac" / "earth_search_v1" / "munich_tile_32UPU" / "two_items_of_one_acquisition.json"
-    kept, dropped = search.drop_twins(parsed(path))
+    kept, dropped = twins.drop_twins(parsed(path))
     assert [(s.id, s.baseline, s.orbit) for s in kept] == [("S2B_32UPU_20210531_1_L2A", "05.00", 65)]
     assert [d.id for d in dropped] == ["S2B_32UPU_20210531_0_L2A"]
     assert "S2B_32UPU_20210531_1_L2A" in dropped[0].reason

@@ -102,6 +102,12 @@ def with_streets(labels: Array, source: Array, land: Array, classes: Iterable[in
     return np.where(drawn, labels, land), np.where(drawn, source, of_raster)
 
 
+def fill_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
+    """Return labels and sources with unmapped pixels taken from `other`, (H, W) uint8 of the same label space."""
+    gaps = (labels == rasterize.UNMAPPED) & (other != rasterize.UNMAPPED)
+    return np.where(gaps, other, labels), np.where(gaps, np.uint8(rasterize.GAP_FILL), source)
+
+
 def agreement(labels: Array, land: Array, names: Mapping[int, str]) -> dict[str, dict[str, float | int | None]]:
     """Compare the labels of tag rules with the classes of a raster, where both are mapped, by class name.
 

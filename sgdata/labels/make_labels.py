@@ -110,7 +110,7 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
         painted = land_cover.with_streets(*painted, land, land_cover.streets(table.rules))
         answers[source.raster.name] = files.sha256_file(source.raster)
     if source.gap_fill:
-        painted = rasterize.fill_gaps(*painted, land_cover.read(source.gap_fill, grid, table.codes))
+        painted = land_cover.fill_gaps(*painted, land_cover.read(source.gap_fill, grid, table.codes))
         answers[source.gap_fill.name] = files.sha256_file(source.gap_fill)
     unmapped = float((painted[0] == rasterize.UNMAPPED).mean())
     log.info("labels: %s; read: %s; unmapped: %.1f %%", dict(drawing.counts), read, 100 * unmapped)

@@ -316,12 +316,6 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     return labels, source
 
 
-def fill_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
-    """Return labels and sources with unmapped pixels taken from `other`, (H, W) uint8 of the same label space."""
-    gaps = (labels == UNMAPPED) & (other != UNMAPPED)
-    return np.where(gaps, other, labels), np.where(gaps, np.uint8(GAP_FILL), source)
-
-
 def _near(outlines: Outlines, row: int, col: int, shape: tuple[int, int]) -> Array:
     """Return the indices, in order, of the shapes whose bounds meet a window of fine pixels."""
     west, north, east, south = outlines.bounds.T

@@ -24,7 +24,7 @@ from sgdata.datasets import archives
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
-from sgdata.packing import select, tasks
+from sgdata.packing import select, tar_spool, tasks
 from sgdata.rasters import resample
 from sgdata.shards import array_codec, band_check, sample_hashes, statistics, tar_format, write_shards
 from sgdata.shards.shard_index import Row
@@ -151,7 +151,7 @@ def pack(
         if len(left) < len(shard_tasks):
             kept = len(shard_tasks) - len(left)
             progress.log.info("resumes with %d of %d shards already packed", kept, len(shard_tasks))
-        ready = tasks.spool_members(left, source, out) if stream else left
+        ready = tar_spool.spool_members(left, source, out) if stream else left
         done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster, folder=out)
         for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
             totals.add(part)
@@ -229,7 +229,7 @@ def _trial_seconds(refs: Sequence[SampleRef], recipe: ShardRecipe, contract: Con
     with tempfile.TemporaryDirectory() as folder:
         (trial,) = tasks.shard_tasks([tuple(some)], recipe, contract, source, Path(folder))
         if stream:  # not marked as spooled, so that the first run leaves the members for the second
-            trial = replace(next(tasks.spool_members([trial], source, Path(folder))), spooled=False)
+            trial = replace(next(tar_spool.spool_members([trial], source, Path(folder))), spooled=False)
         _pack_shard(trial)  # not timed: compiles the kernels
         began = time.perf_counter()
         _pack_shard(trial)
@@ -270,7 +270,7 @@ def _prepare(out: Path, recipe: ShardRecipe, prefix: str, wanted: set[str], *, f
     ours = [*out.glob(f"{prefix}-*.tar"), *(out / JOURNAL).glob("*.json")]
     stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
     partial = [*out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*")]
-    for path in [*stale, *partial, *(out / tasks.SPOOL).glob("*")]:
+    for path in [*stale, *partial, *(out / tar_spool.SPOOL).glob("*")]:
         path.unlink(missing_ok=True)
 
 

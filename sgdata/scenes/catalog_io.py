@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +97,9 @@ def unwrap_error(error: BaseException | None) -> SgdataError | None:
     while error is not None and not isinstance(error, SgdataError):
         error = error.__cause__ or error.__context__
     return error
+
+
+def links(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the links of a STAC document that have an address."""
+    found = document.get("links") or []
+    return [link for link in found if isinstance(link, dict) and isinstance(link.get("href"), str)]

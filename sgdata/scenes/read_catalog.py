@@ -8,57 +8,35 @@ and stac-geoparquet.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import date
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 import pystac
 from pystac.utils import is_absolute_href, make_absolute_href
-from pystac_client import ItemSearch
 from pystac_client.exceptions import APIError
 
 from sgdata import documents, parquet_tables, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.limits import CATALOG_DEPTH, SEARCH_ITEMS, SEARCH_PAGES
 from sgdata.safe_names import file_name
+from sgdata.scenes import catalog_io, search_api
 from sgdata.scenes.catalog_io import TARGETS, CatalogIO
 from sgdata.scenes.parse_items import malformed_errors
 from sgdata.scenes.types import Unusable
-from sgdata.types import Bounds
 
-PAGE, STALE_PAGES = 100, 3
-REFUSED_METHOD = (400, 403, 404, 405, 415, 501)
-"""Statuses after which a search is tried by GET: servers refuse POST in many ways."""
+STALE_PAGES = 3
+"""Pages in a row that repeat items, after which a search is without end."""
 GONE = (401, 403, 404, 410)
 """Statuses of a document that is not available."""
 
 Found = pystac.Item | Unusable
 
 
-@dataclass(frozen=True, kw_only=True)
-class ItemQuery:
-    """Search parameters for servers; static catalogues return all items.
-
-    Attributes:
-        collection: Id of the collection.
-        bounds: West, south, east, north in degrees.
-        first: First day.
-        last: Last day, included.
-    """
-
-    collection: str
-    bounds: Bounds
-    first: date
-    last: date
-
-
-def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]:
+def read(stac_io: CatalogIO, address: str, wanted: search_api.ItemQuery) -> Iterator[Found]:
     """Yield the items at an address, and what cannot be read as one with the reason.
 
     Args:
@@ -72,21 +50,21 @@ def read(stac_io: CatalogIO, address: str, wanted: ItemQuery) -> Iterator[Found]
         Exception: One of `parse_items.malformed_errors()`.
     """
     if urlsplit(address).path.rstrip("/").endswith("/search"):
-        yield from _search(stac_io, address, ("POST", "GET"), wanted)
+        yield from _searched_items(stac_io, address, ("POST", "GET"), wanted)
         return
     for document in _documents(stac_io.read_bytes(address), address):
         yield from _read_document(stac_io, document, address, wanted)
 
 
-def _read_document(stac_io: CatalogIO, document: Any, address: str, wanted: ItemQuery) -> Iterator[Found]:
+def _read_document(stac_io: CatalogIO, document: Any, address: str, wanted: search_api.ItemQuery) -> Iterator[Found]:
     if isinstance(document, str):  # a line of a list
         yield from _linked(stac_io, make_absolute_href(document, address), wanted, path=(address,))
     elif not isinstance(document, dict):
         raise SourceError(f"{_shown(address)}: holds a {type(document).__name__}, expected STAC objects; {TARGETS}")
     elif document.get("type") == "FeatureCollection":
-        if address.startswith("http") and any(link.get("rel") == "next" for link in _links(document)):
+        if address.startswith("http") and any(link.get("rel") == "next" for link in catalog_io.links(document)):
             # One page of many: asked again, for the area and the dates alone.
-            yield from _search(stac_io, address, ("GET",), wanted)
+            yield from _searched_items(stac_io, address, ("GET",), wanted)
         else:
             yield from (_item(feature, address) for feature in document.get("features") or [])
     elif document.get("type") == "Feature":
@@ -182,7 +160,7 @@ def _has_assets_beside(item: pystac.Item, address: str) -> bool:
 
 
 def _walk(
-    stac_io: CatalogIO, document: dict[str, Any], address: str, wanted: ItemQuery, path: tuple[str, ...]
+    stac_io: CatalogIO, document: dict[str, Any], address: str, wanted: search_api.ItemQuery, path: tuple[str, ...]
 ) -> Iterator[Found]:
     """Yield the items of a catalogue, by its search if it has one, and of all catalogues below it.
 
@@ -196,10 +174,10 @@ def _walk(
     if document.get("type") not in {"Catalog", "Collection"} and "stac_version" not in document:
         raise SettingError(f"{_shown(address)}: JSON of type {document.get('type')!r:.40} is no STAC; {TARGETS}")
     is_remote = address.startswith("http")
-    if is_remote and (endpoint := _endpoint(document, address)):
-        yield from _search(stac_io, *endpoint, wanted)
+    if is_remote and (endpoint := search_api.endpoint(document, address)):
+        yield from _searched_items(stac_io, *endpoint, wanted)
         return
-    for link in _links(document):
+    for link in catalog_io.links(document):
         href = make_absolute_href(link["href"], address)
         if link.get("rel") == "item":
             yield from _linked(stac_io, href, wanted, path=path)
@@ -208,10 +186,10 @@ def _walk(
         elif link.get("rel") == "items" and "parquet" in str(link.get("type")):
             yield from read(stac_io, href, wanted)
         elif link.get("rel") == "items" and is_remote and (len(path) == 1 or document.get("id") == wanted.collection):
-            yield from _search(stac_io, href, ("GET",), wanted)
+            yield from _searched_items(stac_io, href, ("GET",), wanted)
 
 
-def _linked(stac_io: CatalogIO, href: str, wanted: ItemQuery, path: tuple[str, ...]) -> Iterator[Found]:
+def _linked(stac_io: CatalogIO, href: str, wanted: search_api.ItemQuery, path: tuple[str, ...]) -> Iterator[Found]:
     """Yield the items of a linked document; a document that does not exist or is no JSON is one without items."""
     name = PurePosixPath(urlsplit(href).path).stem
     try:
@@ -233,54 +211,18 @@ def _linked(stac_io: CatalogIO, href: str, wanted: ItemQuery, path: tuple[str, .
         yield _item(document, href)
 
 
-def _links(document: dict[str, Any]) -> list[dict[str, Any]]:
-    links = document.get("links") or []
-    return [link for link in links if isinstance(link, dict) and isinstance(link.get("href"), str)]
-
-
-def _endpoint(document: dict[str, Any], address: str) -> tuple[str, tuple[str, ...]] | None:
-    """Return the address of a catalogue's search and the methods to try; None if it has none.
-
-    By the link, since some servers do not claim the conformance class, and by the class, since some lack the link.
-    """
-    search_links = [
-        link for link in _links(document) if link.get("rel") == "search" and "html" not in str(link.get("type"))
-    ]
-    if search_links:
-        advertised = {str(link.get("method", "")).upper() for link in search_links}
-        href = make_absolute_href(search_links[0]["href"], address)
-        return href, ("GET",) if advertised == {"GET"} else ("POST", "GET")
-    if any("item-search" in str(name) for name in document.get("conformsTo") or []):
-        return urls.joined(address, "search"), ("POST", "GET")
-    return None
-
-
 # --- searching -----------------------------------------------------------------------------
 
 
-def _search(stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: ItemQuery) -> Iterator[Found]:
+def _searched_items(
+    stac_io: CatalogIO, url: str, methods: tuple[str, ...], wanted: search_api.ItemQuery
+) -> Iterator[Found]:
     """Yield the items of a search, or of the items of one collection. Raises ServiceError, APIError."""
-    is_search = not urlsplit(url).path.rstrip("/").endswith("/items")
-    # Year by year: long time spans exceed the time limits (504) of more than one provider.
-    for year in range(wanted.first.year, wanted.last.year + 1):
-        span = (max(wanted.first, date(year, 1, 1)).isoformat(), min(wanted.last, date(year, 12, 31)).isoformat())
-        search = partial(
-            ItemSearch, url, stac_io=stac_io, bbox=wanted.bounds, datetime=span, limit=PAGE,
-            collections=[wanted.collection] if is_search else None,
-        )  # fmt: skip
-        pages = search(method=methods[0]).pages_as_dicts()
-        try:
-            first = next(pages, None)
-        except APIError as error:
-            if error.status_code not in REFUSED_METHOD or len(methods) == 1:
-                raise
-            methods = methods[1:]
-            pages = search(method=methods[0]).pages_as_dicts()
-            first = next(pages, None)
-        yield from _pages(itertools.chain([first] if first else [], pages), url)
+    for pages in search_api.pages_by_year(stac_io, url, methods, wanted):
+        yield from _fresh_items(pages, url)
 
 
-def _pages(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Found]:
+def _fresh_items(pages: Iterator[dict[str, Any]], url: str) -> Iterator[Found]:
     """Yield the items of all pages, each once. Raises ServiceError if pages repeat without end."""
     seen: set[str] = set()
     stale = 0

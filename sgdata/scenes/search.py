@@ -6,18 +6,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sgdata import files, local_paths, output_names, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
 from sgdata.remote.access import access_of, admit
-from sgdata.scenes import parse_items
-from sgdata.scenes.types import TWIN, Dropped, Scene, Unusable, reasons
+from sgdata.scenes import parse_items, twins
+from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds
 
 if TYPE_CHECKING:
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 LEFT_OUT = "left out by the recipe"  # the reason in a lock
 RETRY = retry.RetryPolicy(tries=6, wait_s=1)  # half a minute in all
-TWIN_SECONDS = 2
-"""Twins may differ in time by less, through rounding."""
-STRIP_OVERLAP = 0.1
-"""Scenes of one acquisition that share less than this part of the smaller one are two strips, not twins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +101,8 @@ def search(
             f"0 of {len(scenes)} scenes in {address} can be used ({reasons(unwanted[:3])}); correct the recipe"
         )
     outlines = {item.id: item.geometry for item in matching.values()}
-    kept, twins = drop_twins(wanted, outlines, query.baselines)
-    return kept, (*twins, *unwanted, *left_out, *unreadable, *unusable)
+    kept, dropped_twins = twins.drop_twins(wanted, outlines, query.baselines)
+    return kept, (*dropped_twins, *unwanted, *left_out, *unreadable, *unusable)
 
 
 def _by_id(items: Iterable[pystac.Item]) -> dict[str, pystac.Item]:
@@ -165,10 +161,10 @@ def parse_dates(dates: str) -> tuple[date, date]:
 
 def _read(address: str, query: Query, allow_private_hosts: bool) -> tuple[list[pystac.Item], list[Unusable]]:
     """Return the items of a catalogue, and those that cannot be read. Raises what `search` raises."""
-    from sgdata.scenes import catalog_io, read_catalog
+    from sgdata.scenes import catalog_io, read_catalog, search_api
 
     first, last = parse_dates(query.dates)
-    wanted = read_catalog.ItemQuery(collection=query.collection, bounds=query.bounds, first=first, last=last)
+    wanted = search_api.ItemQuery(collection=query.collection, bounds=query.bounds, first=first, last=last)
     if not urls.is_http(address):
         local_paths.require_local(address, "--stac", writes=False)
     start = address if urls.is_http(address) else str(_file(Path(address)).resolve())
@@ -279,57 +275,6 @@ def _coverage(items: list[pystac.Item]) -> str:
 
 def _text(bounds: Iterable[float]) -> str:
     return "(" + ", ".join(f"{value:.4f}" for value in bounds) + ")"
-
-
-# --- twins ----------------------------------------------------------------------------------
-
-
-def drop_twins(
-    scenes: Iterable[Scene], outlines: Mapping[str, Any] | None = None, baselines: Sequence[str] = ()
-) -> tuple[tuple[Scene, ...], tuple[Dropped, ...]]:
-    """Keep one scene per acquisition: the first or newest baseline, then the newest generation time, then greatest id.
-
-    Args:
-        scenes: In any order.
-        outlines: GeoJSON geometry of the data of a scene, by id; strips that hardly overlap are both kept.
-        baselines: Order of preference, of all baselines; empty for the newest first.
-
-    Returns:
-        The scenes in order of (time, id), and the twins dropped.
-    """
-    scenes = tuple(scenes)
-    # From the last choice to the first.
-    order = list(reversed(baselines)) or sorted({scene.baseline for scene in scenes})
-    # Sorted before grouped, so that the first of a group is the one to keep.
-    ranked = sorted(scenes, key=lambda s: (order.index(s.baseline), s.generated, s.id), reverse=True)
-    kept: dict[tuple[str, str, int, str], list[Scene]] = {}
-    dropped = []
-    for scene in ranked:
-        others = kept.setdefault(scene.acquisition, [])
-        winner = next((other for other in others if _are_twins(scene, other, outlines or {})), None)
-        if winner is None:
-            others.append(scene)
-        else:
-            compared = f"baseline {scene.baseline} after {winner.baseline}"
-            dropped.append(Dropped(id=scene.id, reason=f"{TWIN}{winner.id} ({compared})"))
-    chosen = sorted((scene for winners in kept.values() for scene in winners), key=lambda s: (s.time, s.id))
-    return tuple(chosen), tuple(sorted(dropped, key=lambda d: d.id))
-
-
-def _are_twins(one: Scene, other: Scene, outlines: Mapping[str, Any]) -> bool:
-    apart = datetime.fromisoformat(one.time) - datetime.fromisoformat(other.time)
-    return abs(apart.total_seconds()) < TWIN_SECONDS and not _are_strips(one.id, other.id, outlines)
-
-
-def _are_strips(one: str, other: str, outlines: Mapping[str, Any]) -> bool:
-    """Return whether two scenes of one acquisition cover different ground."""
-    import shapely.geometry
-
-    if not (outlines.get(one) and outlines.get(other)):
-        return False
-    # Footprints often cross themselves at swath edges.
-    shapes = [shapely.make_valid(shapely.geometry.shape(outlines[name])) for name in (one, other)]
-    return bool(shapes[0].intersection(shapes[1]).area < STRIP_OVERLAP * min(shape.area for shape in shapes))
 
 
 def resolve_hrefs(scene: Scene, address: str) -> Scene:

@@ -20,7 +20,7 @@ from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
-from sgmodel.train import batching, loop, optim, run_folder, signals, wrapping
+from sgmodel.train import average_weights, batching, loop, optim, run_folder, signals, wrapping
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
@@ -350,8 +350,9 @@ def run(
     # One progress bar, not one per process.
     if distributed.is_main_process():
         done = progress.track(done, label="training steps", total=task.total - first)
+    averaged = average_weights.with_averages(done, task.model, task.averaged, training.average)
     with distributed.explain_lost_ranks(), wrapping.explain_compiler():
-        _run(_averaged(done, task), task, paths, report, settle, ended)
+        _run(averaged, task, paths, report, settle, ended)
 
 
 def scored_batches(
@@ -359,22 +360,6 @@ def scored_batches(
 ) -> Iterator[loader.Batch]:
     """Yield the batches of `plan` to score; a sample that one rank cannot read is an error on all of them."""
     return distributed.agreed(loader.load(source, plan, threads=1))
-
-
-def _averaged(steps: Iterator[loop.Step], task: TrainingTask) -> Iterator[loop.Step]:
-    """Yield the steps and update the running average of the weights after each."""
-    decay, weights = task.training.average, state_keys.parameters(task.model)
-    if decay and not task.averaged:
-        task.averaged.update({name: weight.detach().clone() for name, weight in weights.items()})
-    for name, tensor in task.averaged.items():
-        if type(tensor) is not type(weights[name].data):  # read from a checkpoint, which has whole tensors
-            task.averaged[name] = distributed.shard_like(tensor, weights[name])
-    for step in steps:
-        with torch.no_grad():
-            for name, tensor in task.averaged.items():
-                weight = (1.0 - decay) * (1.0 - step.failed)
-                distributed.local_part(tensor).lerp_(distributed.local_part(weights[name].detach()), weight)
-        yield step
 
 
 def complete(task: TrainingTask, paths: RunPaths, *, ended: Callable[[], bool] = lambda: False) -> bool:
