@@ -30,11 +30,9 @@ CLEAR_SCORE, BRIGHT_TARGETS = "clear_score", "bright_targets"
 IS_DARK = np.isin(np.arange(256), (SceneClass.WATER, SceneClass.DARK, SceneClass.CLOUD_SHADOW))
 """By class: whether its ground is so dark that several of its bands may be 0 without lacking data."""
 
+# Masks are computed in strips of about this size, so that memory does not grow with the area. Smaller strips would
+# spend more on the margins that clear scores depend on.
 STRIP_PIXELS = 1 << 21
-"""Masks are computed in strips of about this size, so that memory does not grow with the area.
-
-Smaller strips would spend more on the margins that clear scores depend on.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
