@@ -145,6 +145,18 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
 
 def normalised(target_NLP: Tensor) -> Tensor:
     """Scale the known values of each token to zero mean and unit (unbiased) variance."""
+    mean, deviation = _moments(target_NLP)
+    return (target_NLP - mean) / deviation
+
+
+def denormalised(pred_NLP: Tensor, target_NLP: Tensor) -> Tensor:
+    """Scale predictions of `normalised` tokens by the mean and deviation of the true ones, as pictures of MAE do."""
+    mean, deviation = _moments(target_NLP)
+    return pred_NLP * deviation + mean
+
+
+def _moments(target_NLP: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (N, L, 1) of the known values of each token."""
     variance, mean = torch.var_mean(target_NLP, dim=-1, keepdim=True)
     # Both are NaN for a token with unknown values.
     mean = mean.where(mean.isfinite(), target_NLP.nanmean(-1, keepdim=True))
@@ -152,7 +164,7 @@ def normalised(target_NLP: Tensor) -> Tensor:
     squares = (target_NLP - mean).square().nansum(-1, keepdim=True)
     variance = variance.where(variance.isfinite(), squares / (known - 1).clamp(min=1))
     # The released eps, with which a constant token becomes zeros instead of NaN.
-    return (target_NLP - mean) / (variance + 1e-6).sqrt()
+    return mean, (variance + 1e-6).sqrt()
 
 
 class _Errors(NamedTuple):

@@ -272,7 +272,8 @@ def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSo
     """Compute the mean squared error of removed tokens over centre crops of `source`.
 
     Two reconstructions without a model are scored alike: the mean of the visible pixels of the band in the image, and
-    the nearest visible token of the same spectral group.
+    the nearest visible token of the same spectral group. With normalised targets all three errors are of normalised
+    tokens.
     """
     config = setup.recipe.model
     mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
@@ -282,6 +283,8 @@ def evaluate(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSo
         if not counts:
             continue
         target = encoder.patchify(images.where(valid, float("nan")), config).float()
+        if setup.recipe.objective.norm_pix:
+            target = mae.normalised(target)
         guesses = [baseline(target, result.mask, config) for baseline in (visible_mean, nearest_visible)]
         errors = [result.loss_token, *(mae.token_loss(guess, target, result.mask) for guess in guesses)]
         sums += len(images) * torch.stack(errors).double()
@@ -332,7 +335,10 @@ def _show(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSourc
     drawn: list[list[Array]] = []
     plan = loader.in_order(min(SHOWN, len(source)), setup.scored_at_once)
     for images, _, result in _reconstructions(setup, model, source, plan):
-        predicted = mae.unpatchify(result.pred.float(), config)
+        pred = result.pred.float()
+        if setup.recipe.objective.norm_pix:
+            pred = mae.denormalised(pred, encoder.patchify(images, config).float())
+        predicted = mae.unpatchify(pred, config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
         drawn += [pictures.draw_reconstruction(*row, bands) for row in rows]
