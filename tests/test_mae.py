@@ -164,6 +164,11 @@ def test_weights_and_normalised_targets() -> None:
     torch.testing.assert_close(out.loss_token, mae.token_loss(out.pred, by_hand, out.mask))
 
 
+def test_denormalised_is_the_inverse_of_normalised() -> None:
+    target = encoder.patchify(images(TINY), TINY)
+    torch.testing.assert_close(mae.denormalised(mae.normalised(target), target), target)
+
+
 def test_without_its_weight_a_term_is_the_plain_one() -> None:
     torch.manual_seed(0)  # of 16 tokens all of one group may stay visible: its bands then have no loss
     model, noise, x = small(), torch.rand(2, TINY.tokens), images(TINY)

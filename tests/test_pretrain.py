@@ -351,6 +351,23 @@ def test_weights_are_scored_at_other_ratios_without_training(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("normalised", [True, False])
+def test_trivial_predictors_have_the_units_of_the_loss(
+    folder: Path, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], normalised: bool
+) -> None:
+    start = run_paths_for(folder, tmp_path / "run", weights=whole / "checkpoint-last")
+    same = "accept=['normalisation']"
+    figures = []
+    for scale in (100.0, 1000.0):
+        units = [f"normalise.{name}={[value] * 12}" for name, value in (("mean", 0.0), ("std", scale))]
+        norm_pix = f"objective.norm_pix={str(normalised).lower()}"
+        assert pretrain.main(recipe("training.epochs=0", norm_pix, same, *units), start) == 0
+        figures.append(json.loads(capsys.readouterr().out))
+    ratio = 1 if normalised else 100
+    for name in ("loss_token_visible_mean", "loss_token_nearest"):
+        assert figures[0][name] == pytest.approx(ratio * figures[1][name], rel=0.02)
+
+
 @pytest.mark.parametrize("masking", ["random", "tube", "spectral"])
 def test_masking_modes_hide_the_expected_tokens(folder: Path, tmp_path: Path, masking: str) -> None:
     made = recipe(f"objective.masking={masking}", "training.epochs=2")
