@@ -153,43 +153,6 @@ def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None
     assert files.sha256((tmp_path / "file").read_bytes()) == files.sha256(b"")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    data=st.data(),
-    dtype=st.sampled_from(["uint8", "uint16"]),
-    how=st.sampled_from([{"predictor": 2}, {"predictor": 1}, {"compress": "lzw"}, {"tiled": False}, {"nbits": 7}]),
-    nodata=st.sampled_from([None, 0, 3]),
-)
-def test_strips_past_gdal_equal_those_through_it(
-    tmp_path: Path, data: st.DataObject, dtype: str, how: dict[str, Any], nodata: int | None
-) -> None:
-    values = np.random.Generator(np.random.Philox(key=4)).integers(0, 120, (150, 170)).astype(dtype)
-    if not how.get("tiled", True):
-        how = how | {"blockxsize": None, "blockysize": None}
-    path = write_plain(tmp_path / "a.tif", values, nodata=nodata, **how)
-    row, col = data.draw(st.integers(0, 149)), data.draw(st.integers(0, 169))
-    window = Window(
-        row=row, col=col, height=data.draw(st.integers(1, 150 - row)), width=data.draw(st.integers(1, 170 - col))
-    )
-    with geotiff.open_raster(str(path)) as dataset:
-        found = np.concatenate([strip.copy() for strip in geotiff.read_strips(dataset, window)])
-    expected = values[window.slices]
-    blank = nodata and dtype == "uint16"  # in masks the tagged value stays: 0 there says clear
-    np.testing.assert_array_equal(found, np.where(expected == nodata, 0, expected) if blank else expected)
-
-
-def test_a_big_endian_file_and_an_absent_block_are_left_to_gdal(tmp_path: Path) -> None:
-    values = np.arange(128 * 128, dtype=np.uint16).reshape(128, 128)
-    values[64:, 64:] = 0
-    whole = Window(row=0, col=0, height=128, width=128)
-    big = write_plain(tmp_path / "big.tif", values, ENDIANNESS="BIG", predictor=2)
-    sparse = write_plain(tmp_path / "sparse.tif", values, SPARSE_OK=True)
-    for path in (big, sparse):
-        with geotiff.open_raster(str(path)) as dataset:
-            found = np.concatenate([strip.copy() for strip in geotiff.read_strips(dataset, whole)])
-            np.testing.assert_array_equal(found, values)
-
-
 def test_a_damaged_block_is_an_error(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.tif", pixels(1)[0], predictor=2)
     with rasterio.open(path) as dataset:

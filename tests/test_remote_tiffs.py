@@ -141,8 +141,8 @@ def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
     with served.serving(tmp_path, tagged) as server:
         request = request_for(f"{server.url}/a.tif", tmp_path, headers=tmp_path / "headers")
         first = window_staging.stage(request)
-        assert heads[0] == f"GET bytes=0-{min(remote_tiffs.HEADER_BYTES, (tmp_path / 'a.tif').stat().st_size) - 1}" or (
-            heads[0] == f"GET bytes=0-{remote_tiffs.HEADER_BYTES - 1}"
+        assert heads[0] == f"GET bytes=0-{min(block_tables.HEADER_BYTES, (tmp_path / 'a.tif').stat().st_size) - 1}" or (
+            heads[0] == f"GET bytes=0-{block_tables.HEADER_BYTES - 1}"
         )
         assert not [line for line in heads if line.startswith("HEAD")]
         asked = len(heads)
@@ -277,7 +277,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(window_staging, "RETRY", replace(window_staging.RETRY, wait_s=0.01))
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.01")
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_MAX_RETRY", "2")
-    monkeypatch.setattr(remote_tiffs, "HEADER_BYTES", 2048)
+    monkeypatch.setattr(block_tables, "HEADER_BYTES", 2048)
     host_limits.of_host.cache_clear()
     yield
     host_limits.of_host.cache_clear()

@@ -25,10 +25,6 @@ from sgdata.remote.access import access_of, check_host
 from sgdata.remote.ranges import Patience, RemoteFile
 from sgdata.types import Array, Window
 
-HEADER_BYTES = 1 << 15
-"""Bytes of the first request: headers of COGs with blocks of 1024 have some 2 kB, with blocks of 256 some 30 kB."""
-MORE_HEADERS, MORE_BYTES = 4, 1 << 22
-"""Further requests for a header that is not in one piece, and their bytes, before a file is left to GDAL."""
 AHEAD_BYTES = 3 << 25
 """Bytes of all files that are requested before their pixels are used, beside the range that each file waits for."""
 CUSTOM = (
@@ -125,19 +121,11 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
         file, parts = known
         check_host(href, access)
         return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), patience=waits)
-    file, first = ranges.open_file(href, access, first_bytes=HEADER_BYTES, patience=waits)
+    file, first = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, patience=waits)
     parts = {0: first}
-    for _ in range(MORE_HEADERS):
-        try:
-            table = block_tables.parse(parts, file.size, shown)
-            break
-        except block_tables.MissingBytesError as error:
-            stop = min(max(error.stop, error.start + HEADER_BYTES), file.size)
-            if stop - error.start > MORE_BYTES:
-                raise OtherLayoutError(f"header of {stop - error.start:,} bytes") from None
-            parts[error.start] = bytes(ranges.read(file, error.start, stop, waits))
-    else:
-        raise OtherLayoutError(f"header in more than {MORE_HEADERS} pieces")
+    table = block_tables.read_table(
+        lambda start, stop: bytes(ranges.read(file, start, stop, waits)), parts, file.size, shown
+    )
     if kept is not None and file.url == href and (file.etag or file.modified):
         _write_header(kept, file, parts)
     return _Opened(file=file, table=table, patience=waits)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, safe_names, urls
-from sgdata.composite import gdal_files, remote_tiffs
+from sgdata.composite import gdal_files, local_tiffs, remote_tiffs
 from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, resample
@@ -197,6 +197,12 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         if remote_tiffs.takes(href):
             try:
                 yield stack.enter_context(remote_tiffs.open_remote_tiff(request, href))
+                return
+            except OtherLayoutError as error:
+                log.debug("%s: has %s, which is read by GDAL", request.name, error)
+        elif local_tiffs.takes(href):
+            try:
+                yield stack.enter_context(local_tiffs.open_local_tiff(request, href))
                 return
             except OtherLayoutError as error:
                 log.debug("%s: has %s, which is read by GDAL", request.name, error)

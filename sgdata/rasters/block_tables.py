@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from sgdata import limits
 from sgdata.types import Array, Grid
 
 COMPRESSIONS = {1: "none", 5: "lzw", 8: "deflate", 32946: "deflate", 50000: "zstd"}
+HEADER_BYTES = 1 << 15
+"""Bytes to read of a file first: headers of COGs with blocks of 1024 have some 2 kB, with blocks of 256 some 30 kB."""
+MORE_HEADERS, MORE_BYTES = 4, 1 << 22
+"""Further reads of a header that is not in one piece, and their bytes, before a file is left to GDAL."""
 DIRECTORIES = 32
 """Directories of a file that are looked through for masks; a COG has one for each overview."""
 
@@ -103,6 +107,33 @@ class BlockTable:
     offsets: Array
     sizes: Array
     strips: bool
+
+
+def read_table(read: Callable[[int, int], bytes], parts: dict[int, bytes], size: int, name: str) -> BlockTable:
+    """Parse the header of a TIFF, and read what more of it is needed.
+
+    Args:
+        read: Returns the bytes of the file from a first to before a last one.
+        parts: Bytes of the file by where they begin, those at 0 among them; what is read is added.
+        size: Bytes of the whole file.
+        name: Of the file, for messages.
+
+    Returns:
+        The table of the first image.
+
+    Raises:
+        OtherLayoutError: It is no TIFF, or of a layout for GDAL, or its header is in too many pieces.
+        SourceError: It declares more than the limits allow.
+    """
+    for _ in range(MORE_HEADERS):
+        try:
+            return parse(parts, size, name)
+        except MissingBytesError as error:
+            stop = min(max(error.stop, error.start + HEADER_BYTES), size)
+            if stop - error.start > MORE_BYTES:
+                raise OtherLayoutError(f"header of {stop - error.start:,} bytes") from None
+            parts[error.start] = read(error.start, stop)
+    raise OtherLayoutError(f"header in more than {MORE_HEADERS} pieces")
 
 
 def parse(parts: Mapping[int, bytes], size: int, name: str) -> BlockTable:

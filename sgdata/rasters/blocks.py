@@ -151,13 +151,57 @@ def _place(window: Window, block: tuple[int, int], at: tuple[int, int], values: 
 
 def decode(table: BlockTable, at: tuple[int, int], content: memoryview) -> Array:
     """Return the pixels of one block. Raises DamagedBlockError."""
+    values = _inflated(table, at, content, np.empty(table.block, table.dtype))
+    if table.predicted:
+        _undo_differences(values, values)
+    return values
+
+
+def decode_part(
+    table: BlockTable, at: tuple[int, int], content: memoryview, window: Window, out: Array, *, room: Array
+) -> None:
+    """Decode what lies in `window` of one block into `out`, whose pixels are those of `window`.
+
+    Args:
+        table: Table of the file.
+        at: Row and column of the block.
+        content: Its bytes.
+        window: Pixels of the file.
+        out: Array of the window's shape.
+        room: Array of the shape and type of a block, which is overwritten: new memory takes as long as inflating.
+
+    Raises:
+        DamagedBlockError: It does not decode to its pixels.
+    """
+    values = _inflated(table, at, content, room)
+    top, left = at[0] * table.block[0], at[1] * table.block[1]
+    first, last = max(top, window.row), min(top + values.shape[0], window.row + window.height)
+    near, far = max(left, window.col), min(left + values.shape[1], window.col + window.width)
+    if first >= last or near >= far:
+        return
+    there = out[first - window.row : last - window.row, near - window.col : far - window.col]
+    part = values[first - top : last - top, : far - left]
+    if table.predicted and near == left:
+        _undo_differences(part, there)
+        return
+    if table.predicted:
+        _undo_differences(part, part)
+    there[...] = part[:, near - left :]
+
+
+def _undo_differences(values: Array, out: Array) -> None:
+    """Sum up differences along rows, modulo the type: TIFF predictor 2."""
     import imagecodecs
 
-    height, width = table.block
+    imagecodecs.delta_decode(values, axis=1, out=out)
+
+
+def _inflated(table: BlockTable, at: tuple[int, int], content: memoryview, room: Array) -> Array:
+    """Return the values of one block in the byte order of this machine, in `room`, before differences are undone."""
+    import imagecodecs
+
     if table.strips:
-        height = min(height, table.grid.shape[0] - at[0] * height)
-    dtype = np.dtype(table.dtype)
-    room = np.empty((height, width), dtype)
+        room = room[: min(table.block[0], table.grid.shape[0] - at[0] * table.block[0])]
     flat = room.reshape(-1).view(np.uint8)
     try:
         got: Any
@@ -171,7 +215,4 @@ def decode(table: BlockTable, at: tuple[int, int], content: memoryview) -> Array
         raise DamagedBlockError(f"block {at} of {len(content):,} bytes is damaged: {error!s:.80}") from error
     if len(got) != room.nbytes:
         raise DamagedBlockError(f"block {at} has {len(got):,} bytes of pixels, expected {room.nbytes:,}")
-    values = room.astype(dtype.newbyteorder("="), copy=False)
-    if table.predicted:  # TIFF predictor 2: differences along the row, modulo the type
-        imagecodecs.delta_decode(values, axis=1, out=values)
-    return values
+    return room.astype(room.dtype.newbyteorder("="), copy=False)

@@ -206,21 +206,11 @@ def read_strips(dataset: DatasetReader, window: Window, *, band: int = 1, beyond
     row_bytes = max(window.width, 1) * np.dtype(dtype).itemsize
     rows = max(STRIP_BYTES // (row_bytes * block), 1) * block
     row, end = window.row, window.row + window.height
-    # Allocating memory takes as long as inflating into it: one strip and one block serve the whole file.
-    is_plain = _is_plain(dataset)
-    room = np.empty((min(rows, window.height), window.width), dtype) if is_plain else None
-    room_of_block = np.empty(dataset.block_shapes[0], dtype) if is_plain else None
     while row < end:
         stop = min((row // rows + 1) * rows, end)
         part = Window(row=row, col=window.col, height=stop - row, width=window.width)
-        values = (
-            None
-            if room is None or room_of_block is None
-            else _inflated(dataset, part, room_of_block, room[: stop - row])
-        )
         place = rasterio.windows.Window(part.col, part.row, part.width, part.height)
-        if values is None:
-            values = dataset.read(band, window=place)
+        values = dataset.read(band, window=place)
         if dataset.nodata and values.dtype == np.uint16:  # not in masks, where 0 means clear
             values[values == dataset.nodata] = 0
         if is_masked:
@@ -258,58 +248,6 @@ def read_warped(
                     src_alpha=next(iter(_alpha_bands(dataset)), 0), SRC_ALPHA_MAX=1,  # all but 0 is visible
                 )  # fmt: skip
         yield np.where((nearest == beyond) | (values == beyond), nearest, values)
-
-
-def _is_plain(dataset: DatasetReader) -> bool:
-    """Return whether blocks of band 1 can be decoded without GDAL: a local little-endian TIFF, deflated."""
-    path = Path(dataset.name)
-    if dataset.driver != "GTiff" or dataset.count != 1 or not path.is_file():
-        return False
-    about = dataset.tags(ns="IMAGE_STRUCTURE")
-    if about.get("COMPRESSION") != "DEFLATE" or about.get("PREDICTOR", "1") not in {"1", "2"}:
-        return False
-    with path.open("rb") as handle:
-        little = handle.read(2) == b"II"
-    return little and dataset.dtypes[0] in {"uint8", "uint16"} and "NBITS" not in dataset.tags(1, ns="IMAGE_STRUCTURE")
-
-
-def _inflated(dataset: DatasetReader, window: Window, block: Array, out: Array) -> Array | None:
-    """Fill `out` from the window of a plain dataset, three times as fast as GDAL; None if a block is absent or damaged.
-
-    GDAL reads the strip in that case. `block` is room for one block.
-    """
-    import imagecodecs
-
-    height, width = block.shape
-    bottom, right = window.row + window.height, window.col + window.width
-    predicted = dataset.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == "2"
-    with Path(dataset.name).open("rb") as handle:
-        for i in range(window.row // height, -(-bottom // height)):
-            for j in range(window.col // width, -(-right // width)):
-                at, size = (
-                    dataset.get_tag_item(f"BLOCK_{what}_{j}_{i}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")
-                )
-                if not at or not size:
-                    return None
-                handle.seek(int(at))
-                try:
-                    decoded = imagecodecs.deflate_decode(handle.read(int(size)), out=block.data.cast("B"))
-                except imagecodecs.DeflateError:
-                    return None
-                if len(decoded) != block.nbytes:
-                    return None
-                top, left = max(i * height, window.row), max(j * width, window.col)
-                low, far = min((i + 1) * height, bottom), min((j + 1) * width, right)
-                values = block[top - i * height : low - i * height, : far - j * width]
-                there = out[top - window.row : low - window.row, left - window.col : far - window.col]
-                # TIFF predictor 2: differences along the row, modulo the type.
-                if predicted and values.shape == there.shape:
-                    imagecodecs.delta_decode(values, axis=1, out=there)
-                    continue
-                if predicted:
-                    imagecodecs.delta_decode(values, axis=1, out=values)
-                there[:] = values[:, left - j * width :]
-    return out
 
 
 def digest_start(grid: Grid, bands: int, dtype: str) -> bytes:
