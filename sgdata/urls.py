@@ -98,7 +98,9 @@ def wanted(href: str) -> str:
 
 
 def joined(url: str, name: str) -> str:
-    """Return the address of the file `name` in the folder `url`, in front of a query."""
+    """Return the address of the file `name` in the folder `url`, in front of a query; of a path on disk, the path."""
+    if "://" not in url:
+        return f"{url}/{name}"
     address, query, _ = _parts(url)
     return f"{address.rstrip('/')}/{name}" + (f"?{query}" if query else "")
 
@@ -112,7 +114,9 @@ def redact(text: str) -> str:
 
 
 def _hide(pair: re.Match[str]) -> str:
-    return f"{pair[1]}{pair[2]}=***" if _is_secret(pair[2]) else pair[0]
+    # Punctuation at the end is that of the text around the address.
+    end = pair[0][len(pair[0].rstrip(":;,.")) :]
+    return f"{pair[1]}{pair[2]}=***{end}" if _is_secret(pair[2]) else pair[0]
 
 
 def _is_secret(name: str) -> bool:

@@ -238,16 +238,18 @@ def test_later_ranges_are_redirected_to_admitted_hosts_only(two: tuple[Any, Any]
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(stored)
     typed.fault = other.fault = later
-    waits = ranges.Patience(retries=1, wait_s=0.01)
+    waits = ranges.Retries(count=1, wait_s=0.01)
     ours = access_of(typed.url)
     for folder, admitted in (("here", ours), ("away", Access(private=True))):
-        found = objects.Folder(href=f"{typed.url}/{folder}", access=admitted, patience=waits).open("chunk")
+        found = objects.Folder(href=f"{typed.url}/{folder}", access=admitted, retries=waits).open("chunk")
         assert found and found.read(9000, 9500) == stored[9000:9500]
     other.asked.clear()
-    file, _ = ranges.open_file(f"{typed.url}/away/chunk", ours, first_bytes=100, patience=waits)
+    opened = ranges.open_file(f"{typed.url}/away/chunk", ours, first_bytes=100, retries=waits)
+    assert opened
+    file = opened[0]
     with pytest.raises(SourceError, match="--allow-private-hosts"):
         ranges.read(file, 9000, 9500, waits)
-    found = objects.Folder(href=f"{typed.url}/away", access=ours, patience=waits).open("chunk")
+    found = objects.Folder(href=f"{typed.url}/away", access=ours, retries=waits).open("chunk")
     with pytest.raises(SourceError, match="--allow-private-hosts"):
         assert found and found.read(9000, 9500)
     assert other.asked == []

@@ -76,7 +76,7 @@ def test_pixels_are_those_of_gdal(
     for dtype in ("uint16", "uint8"):
         request = request_for(write(tmp_path / f"{dtype}.tif", pixels(dtype), **layout), bounds)
         href = request.asset.href
-        assert local_tiffs.takes(href)
+        assert local_tiffs.can_read(href)
         with local_tiffs.open_local_tiff(request, href) as own, gdal_files.open_with_gdal(request, href) as other:
             assert (own.grid, own.dtype, own.block, own.identity) == (
                 other.grid, other.dtype, other.block, other.identity,
@@ -101,11 +101,11 @@ def test_other_layouts_are_left_to_gdal(layout: dict[str, Any], tmp_path: Path) 
 
 
 def test_addresses_for_gdal_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert local_tiffs.takes("/data/B02.tif") and local_tiffs.takes("data/B02.TIFF")
+    assert local_tiffs.can_read("/data/B02.tif") and local_tiffs.can_read("data/B02.TIFF")
     for href in ("https://a.example/B02.tif", "s3://bucket/B02.tif", "/vsizip/a.zip/B02.tif", "/data/B02.JP2"):
-        assert not local_tiffs.takes(href)
+        assert not local_tiffs.can_read(href)
     monkeypatch.setenv("GDAL_DISABLE_READDIR_ON_OPEN", "FALSE")
-    assert not local_tiffs.takes("/data/B02.tif")
+    assert not local_tiffs.can_read("/data/B02.tif")
 
 
 def test_damaged_missing_and_short_files_are_named(tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ def test_a_locked_build_is_the_build_and_refuses_another(
     changed = replace(recipe, resampling="nearest")
     with pytest.raises(OutputError, match="--locked: recipe_sha256 is"):
         build(changed, where, tmp_path / "e", follow=held)
-    with pytest.raises(OutputError, match="--locked: osm_date is 2020-05-05, the lock has 2020-04-01"):
+    refusal = (
+        r"--locked: osm_date is 2020-05-05, the lock has 2020-04-01; give --dates \S+/\S+ --osm-date 2020-04-01, or"
+    )
+    with pytest.raises(OutputError, match=refusal):
         build(replace(recipe, osm_date="2020-05-05"), where, tmp_path / "e", follow=held)
     ours = lock.versions()
     monkeypatch.setattr(lock, "versions", lambda: ours | {"gdal": "9.9"})

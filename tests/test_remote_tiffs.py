@@ -17,13 +17,15 @@ import served
 from rasterio.transform import from_origin
 from served import Files
 
-from sgdata.composite import gdal_files, remote_tiffs, window_staging
+from sgdata.composite import gdal_files, remote_tiffs, scene_staging, window_staging
 from sgdata.composite.scene_files import SceneFile, WindowRequest
+from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.remote import host_limits
 from sgdata.scenes.types import Asset
+from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Bounds, Window
 
 CRS = "EPSG:32632"
@@ -90,6 +92,20 @@ def test_pixels_are_those_of_gdal(options: dict[str, Any], tmp_path: Path) -> No
                 np.testing.assert_array_equal(found, expected[60:260, 70:103])
 
 
+@pytest.mark.parametrize("nodata", [None, 0, 255])
+def test_blocks_that_a_classification_leaves_out_have_no_data(nodata: int | None, tmp_path: Path) -> None:
+    values = np.full(SHAPE, SceneClass.DARK, np.uint8)
+    values[:128] = 0 if nodata is None else nodata  # not stored
+    write(tmp_path / "a.tif", values, **chosen("COG", compress="DEFLATE", sparse_ok=True, nodata=nodata))
+    with served.serving(tmp_path) as server:
+        for number, href in enumerate((str(tmp_path / "a.tif"), f"{server.url}/a.tif")):
+            layer = window_staging.stage(request_for(href, tmp_path, target=tmp_path / str(number)))
+            scene = StagedScene(id="x", overpass="x", day=0, offset=0, files={MSI.classes.layer: layer})
+            data = scene_staging.has_data(scene, ("B02", "B03"), layer.grid)
+            row = (layer.grid.origin[1] - 5400000) / -10
+            np.testing.assert_array_equal(data.all(axis=1), np.arange(layer.grid.shape[0]) + row >= 128)
+
+
 OTHER = {
     "JPEG": {"compress": "JPEG"},
     "float": {"dtype": "float32"},
@@ -122,11 +138,11 @@ def test_other_layouts_are_left_to_gdal(name: str, tmp_path: Path) -> None:
 
 def test_requests_that_settings_change_are_left_to_gdal(monkeypatch: pytest.MonkeyPatch) -> None:
     href = "https://a.example/x/B02.tif"
-    assert remote_tiffs.takes(href) and remote_tiffs.takes(f"{href}?sig=a%2Fb")
+    assert remote_tiffs.can_read(href) and remote_tiffs.can_read(f"{href}?sig=a%2Fb")
     for other in ("https://a.example/B02.jp2", "https://u:p@a.example/B02.tif", "/disk/B02.tif", f"{href}%20"):
-        assert not remote_tiffs.takes(other)
+        assert not remote_tiffs.can_read(other)
     monkeypatch.setenv("GDAL_HTTP_HEADERS", "X-Key: 1")
-    assert not remote_tiffs.takes(href)
+    assert not remote_tiffs.can_read(href)
 
 
 def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
@@ -191,9 +207,9 @@ def test_buckets_are_read_with_the_settings_of_the_user(
             monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
         if way == "profile":
             monkeypatch.setenv("AWS_PROFILE", "me")
-            assert not remote_tiffs.takes("s3://bucket/a.tif")
+            assert not remote_tiffs.can_read("s3://bucket/a.tif")
             return
-        assert remote_tiffs.takes("s3://bucket/a.tif")
+        assert remote_tiffs.can_read("s3://bucket/a.tif")
         request = request_for("s3://bucket/a.tif", tmp_path, target=tmp_path / "b")
         staged = window_staging.stage(request)
     assert (staged.sha256, staged.source) == (expected.sha256, "")

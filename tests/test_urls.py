@@ -66,6 +66,7 @@ def test_messages_have_no_secrets(url: str) -> None:
     message = f"cannot be read: Max retries exceeded with url: /{relative} (Caused by <{url}>: '{url}')"
     for text in (urls.redact(message), str(SourceError(message)), str(SourceError(f"{url}: 403"))):
         assert CANARY not in text
+    assert urls.redact(f"https://h/x.tif?sig={CANARY}: cannot be read") == "https://h/x.tif?sig=***: cannot be read"
     assert CANARY not in urls.redact(f"headers: Authorization: Bearer {CANARY}.{CANARY}")
     assert CANARY not in urls.redact(f"{{'X-Api-Key': '{CANARY}'}}")
 

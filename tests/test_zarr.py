@@ -23,10 +23,10 @@ from rasterio.warp import transform_bounds
 
 from sgdata.composite import cloud_masks, scene_files, window_staging
 from sgdata.errors import SourceError
-from sgdata.rasters import blosc_frames, checksums, geotiff, zarr_chunks, zarr_metadata, zarr_store
+from sgdata.rasters import blosc_frames, checksums, geotiff, zarr_addresses, zarr_chunks, zarr_metadata, zarr_store
 from sgdata.remote import objects, retry
 from sgdata.remote.objects import Folder
-from sgdata.remote.ranges import Patience
+from sgdata.remote.ranges import Retries
 from sgdata.scenes.eopf_items import array_paths
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
@@ -284,6 +284,27 @@ def test_a_lost_chunk_of_a_band_is_not_dark_ground(
     assert not window_staging.stage(request(bands, bounds, tmp_path / "none")).pixels.any()
 
 
+@pytest.mark.parametrize("kind", zarr_stores.KINDS)
+def test_a_lost_chunk_of_the_classification_does_not_drop_the_date(
+    kind: str, scene: Path, bounds: Bounds, tmp_path: Path
+) -> None:
+    store = zarr_stores.rewrite(zarr_stores.product(scene, tmp_path / "a"), kind)
+    layer, paths = store / array_paths()["SCL"], array_paths().values()
+
+    def drop(array: Path) -> None:
+        for path in [path for path in array.rglob("*") if path.is_file() and not path.name.startswith((".", "zarr"))]:
+            path.unlink()
+
+    drop(layer)
+    drop(store / array_paths()["B01"])
+    with pytest.raises(SourceError, match="scl/.*: does not exist, but B02 has data there"):
+        window_staging.stage(request(layer, bounds, tmp_path / "w"))
+    for path in paths:
+        drop(store / path)
+    staged = window_staging.stage(request(layer, bounds, tmp_path / "w"))
+    assert set(np.unique(staged.pixels)) <= {0, cloud_masks.BEYOND}
+
+
 # --- hostile stores ------------------------------------------------------------------------
 
 
@@ -482,11 +503,11 @@ def flat(node: dict[str, Any], path: str) -> Any:
 
 
 def test_locations_are_parts_of_names_only() -> None:
-    where = zarr_store.locate("https://h/x.zarr/measurements/r10m/b02?sig=1")
+    where = zarr_addresses.locate("https://h/x.zarr/measurements/r10m/b02?sig=1")
     assert (where.store, where.path) == ("https://h/x.zarr?sig=1", "measurements/r10m/b02")
     for href in ("/a/x.zarr", "/a/x.zarr/../../etc", "/a/x.zarr/a//b", "/a/x.tif", "https://h/x.zarr/a b"):
         with pytest.raises(SourceError, match="names no array"):
-            zarr_store.locate(href)
+            zarr_addresses.locate(href)
 
 
 # --- on servers ----------------------------------------------------------------------------
@@ -511,7 +532,7 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
 ) -> None:
     store = zarr_stores.product(scene, tmp_path / "a")
     path = array_paths()["B04"]
-    once = partial(Folder, patience=Patience(retries=0))
+    once = partial(Folder, retries=Retries(count=0))
     monkeypatch.setattr(zarr_store, "Folder", once)
     monkeypatch.setattr(window_staging, "RETRY", retry.RetryPolicy(tries=1))
     status, lost = 0, False

@@ -21,7 +21,7 @@ from sgdata.remote import identity
 from sgdata.types import Array, Window
 
 
-def takes(href: str) -> bool:
+def can_read(href: str) -> bool:
     """Return whether an address may be that of a file for this reader: its layout is known only once it is open."""
     from rasterio._env import get_gdal_config
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
 from sgdata.remote import host_limits, identity, object_stores, ranges
-from sgdata.remote.access import access_of, check_host
-from sgdata.remote.ranges import Patience, RemoteFile
+from sgdata.remote.access import Access, access_of, check_host
+from sgdata.remote.ranges import RemoteFile, Retries
+from sgdata.scenes import signing
 from sgdata.types import Array, Window
 
 AHEAD_BYTES = 3 << 25
@@ -36,7 +37,7 @@ CUSTOM = (
 """Settings of GDAL with which a user wants requests of another kind: all files are left to it."""
 
 
-def takes(href: str) -> bool:
+def can_read(href: str) -> bool:
     """Return whether an address may be that of a file for this reader: its layout is known only once it is open."""
     from rasterio._env import get_gdal_config
     from requests.utils import get_netrc_auth
@@ -46,7 +47,7 @@ def takes(href: str) -> bool:
         href.startswith(("http://", "https://", "s3://"))
         and not path.endswith(".jp2")
         and not any(get_gdal_config(name) is not None for name in CUSTOM)
-        and object_stores.takes(href)
+        and object_stores.can_read(href)
         and get_netrc_auth(href) is None
     )
 
@@ -96,10 +97,10 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 class _Opened:
     file: RemoteFile
     table: BlockTable
-    patience: Patience
+    retries: Retries
 
 
-def patience() -> Patience:
+def _retries() -> Retries:
     """Return how often requests are repeated: as often as GDAL's, by the same settings."""
     from rasterio._env import get_gdal_config
 
@@ -107,7 +108,7 @@ def patience() -> Patience:
         chosen = get_gdal_config(name)
         return float(geotiff.READING[name] if chosen is None else chosen)
 
-    return Patience(retries=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))
+    return Retries(count=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))
 
 
 # --- header --------------------------------------------------------------------------------
@@ -115,20 +116,26 @@ def patience() -> Patience:
 
 def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     """Return a file with its header, as an earlier run kept it or from its server."""
-    access, waits = request.access or access_of(href), patience()
+    access, retries = request.access or access_of(href), _retries()
     kept = _header_file(request, href)
-    if kept is not None and (known := _read_header(kept, href, request)) is not None:
+    sign = signing.signer(request.asset.href, request.tokens)
+    if kept is not None and (known := _read_header(kept, href, access)) is not None:
         file, parts = known
         check_host(href, access)
-        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), patience=waits)
-    file, first = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, patience=waits)
+        file = replace(file, sign=sign)
+        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=retries)
+    opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=retries, sign=sign)
+    if opened is None:
+        absent = ranges.RefusedError(404)
+        raise SourceError(ranges.unreadable(href, absent)) from absent
+    file, first = opened
     parts = {0: first}
     table = block_tables.read_table(
-        lambda start, stop: bytes(ranges.read(file, start, stop, waits)), parts, file.size, shown
+        lambda start, stop: bytes(ranges.read(file, start, stop, retries)), parts, file.size, shown
     )
-    if kept is not None and file.url == href and (file.etag or file.modified):
+    if kept is not None and (file.url == href or file.sign) and (file.etag or file.modified):
         _write_header(kept, file, parts)
-    return _Opened(file=file, table=table, patience=waits)
+    return _Opened(file=file, table=table, retries=retries)
 
 
 def _header_file(request: WindowRequest, href: str) -> Path | None:
@@ -147,7 +154,7 @@ def _write_header(path: Path, file: RemoteFile, parts: dict[int, bytes]) -> None
         temporary.write_bytes(files.checked_json(document))
 
 
-def _read_header(path: Path, href: str, request: WindowRequest) -> tuple[RemoteFile, dict[int, bytes]] | None:
+def _read_header(path: Path, href: str, access: Access) -> tuple[RemoteFile, dict[int, bytes]] | None:
     """Return a kept header; None if there is none, or it is damaged or of another version."""
     document = files.read_checked_json(path)
     try:
@@ -157,7 +164,7 @@ def _read_header(path: Path, href: str, request: WindowRequest) -> tuple[RemoteF
         about = {"size": int(document["size"]), "etag": str(document["etag"]), "modified": str(document["modified"])}
     except (KeyError, ValueError, TypeError, AttributeError):
         return None
-    return RemoteFile(url=href, access=request.access or access_of(href), **about), parts  # type: ignore[arg-type]
+    return RemoteFile(url=href, access=access, **about), parts  # type: ignore[arg-type]
 
 
 # --- pixels --------------------------------------------------------------------------------
@@ -169,13 +176,13 @@ def _fetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(host_limits.MOST, "ranges")
 
 
-class _Ahead:
-    """Count the bytes that were requested and whose pixels are not used yet, of all files of this process."""
+class _PrefetchBudget:
+    """Bytes that were requested and whose pixels are not used yet, of all files of this process."""
 
     def __init__(self) -> None:
         self.bytes, self._lock = 0, threading.Lock()
 
-    def takes(self, count: int, *, needed: bool) -> bool:
+    def reserve(self, count: int, *, needed: bool) -> bool:
         """Add bytes to the count if there is room for them, or they are needed now."""
         with self._lock:
             if not needed and self.bytes + count > AHEAD_BYTES:
@@ -183,12 +190,13 @@ class _Ahead:
             self.bytes += count
             return True
 
-    def used(self, count: int) -> None:
+    def release(self, count: int) -> None:
+        """Take bytes whose pixels are used from the count."""
         with self._lock:
             self.bytes -= count
 
 
-_ahead = _Ahead()
+_prefetch = _PrefetchBudget()
 
 
 def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]:
@@ -202,12 +210,12 @@ def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]
     native = np.dtype(table.dtype).newbyteorder("=")
     try:
         for row in blocks.rows_of(table, window):
-            while pending and _ahead.takes(pending[0].size, needed=pending[0].first_row <= row):
+            while pending and _prefetch.reserve(pending[0].size, needed=pending[0].first_row <= row):
                 run = pending.popleft()
                 requested.append((run, _fetchers().submit(_fetch, opened, run)))
             while requested and requested[0][0].first_row <= row:
                 arrived.append((requested[0][0], requested[0][1].result()))
-                _ahead.used(requested.popleft()[0].size)
+                _prefetch.release(requested.popleft()[0].size)
             part = _part(table, row, window)
             out = np.empty((part.height, part.width), native)
             for run, content in arrived:
@@ -220,11 +228,11 @@ def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]
     finally:
         for run, future in requested:
             future.cancel()
-            _ahead.used(run.size)
+            _prefetch.release(run.size)
 
 
 def _fetch(opened: _Opened, run: blocks.Run) -> memoryview:
-    return ranges.read(opened.file, run.start, run.stop, opened.patience)
+    return ranges.read(opened.file, run.start, run.stop, opened.retries)
 
 
 def _part(table: BlockTable, row: int, window: Window) -> Window:

@@ -11,11 +11,12 @@ import hashlib
 import logging
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,7 +29,10 @@ from sgdata.rasters import geotiff, resample
 from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.remote import identity, retry
 from sgdata.scenes import signing
+from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
+
+T = TypeVar("T")
 
 log = logging.getLogger("sgdata")
 
@@ -92,18 +96,17 @@ def stage(request: WindowRequest) -> StagedWindow:
     staged = _staged(done, safe_names.with_ending(request.target, ".bin"))
     if staged and _is_current(staged, request):
         return staged
-    href = ""
+    return _read_signed(request, lambda href: _copied(request, href, done))
 
-    def attempt() -> StagedWindow:
-        nonlocal href
-        href = signing.sign(request.asset.href, request.tokens, failed=href)
-        return _copied(request, href, done)
+
+def _read_signed(request: WindowRequest, read: Callable[[str], T]) -> T:
+    """Call `read` with the signed address of a file, again if reading a remote one fails. Raises SourceError."""
 
     def is_transient(error: BaseException) -> bool:
         # Only a failed read has a cause; a header that differs from its item will not change.
-        return isinstance(error, SourceError) and error.__cause__ is not None and "://" in href
+        return isinstance(error, SourceError) and error.__cause__ is not None and "://" in request.asset.href
 
-    return retry.call(attempt, RETRY, retry_on=is_transient)
+    return signing.call(read, request.asset.href, request.tokens, RETRY, retry_on=is_transient)
 
 
 def _staged(done: Path, data: Path) -> StagedWindow | None:
@@ -194,13 +197,13 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
             yield stack.enter_context(zarr_files.open_zarr(request, href))
             return
-        if remote_tiffs.takes(href):
+        if remote_tiffs.can_read(href):
             try:
                 yield stack.enter_context(remote_tiffs.open_remote_tiff(request, href))
                 return
             except OtherLayoutError as error:
                 log.debug("%s: has %s, which is read by GDAL", request.name, error)
-        elif local_tiffs.takes(href):
+        elif local_tiffs.can_read(href):
             try:
                 yield stack.enter_context(local_tiffs.open_local_tiff(request, href))
                 return
@@ -226,7 +229,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         # Ground that the file does not cover counts as a hole.
         holes = not (inside and north >= request.bounds[3])
         for values in source.rows():
-            holes = holes or np.min(values, initial=1) == 0
+            holes = holes or _has_holes(values)
             # Hashed while writing: reading all windows again for the lock would double the time.
             content = geotiff.little_endian(values)
             digest.update(content)
@@ -241,6 +244,12 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     )
     files.write(done, files.checked_json(staged), durable=False)
     return staged
+
+
+def _has_holes(values: Array) -> bool:
+    """Return whether some pixel may have no data: 0, or in a layer of bytes a value that is no class."""
+    beyond_classes = values.dtype == np.uint8 and np.max(values, initial=0) >= MSI.classes.count
+    return bool(beyond_classes or np.min(values, initial=1) == 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,20 +276,14 @@ def read_unstaged(request: WindowRequest, target: Grid, *, kernel: resample.Kern
     Raises:
         SourceError: The file cannot be read, or its header differs from its item.
     """
-    href = ""
 
-    def attempt() -> WindowInMemory:
-        nonlocal href
-        href = signing.sign(request.asset.href, request.tokens, failed=href)
+    def read(href: str) -> WindowInMemory:
         with open_scene_file(replace(request, bounds=target.bounds), href) as source:
             strips = [*map(np.copy, source.rows())]
             values = np.concatenate(strips) if strips else np.zeros(source.grid.shape, source.dtype)
             return WindowInMemory(path=request.name, grid=source.grid, values=values)
 
-    def is_transient(error: BaseException) -> bool:
-        return isinstance(error, SourceError) and error.__cause__ is not None and "://" in href
-
-    part = retry.call(attempt, RETRY, retry_on=is_transient)
+    part = _read_signed(request, read)
     if 0 in part.grid.shape:
         return np.zeros(target.shape, part.values.dtype)
     return read_on_grid(part, target, kernel=kernel, offset=offset)

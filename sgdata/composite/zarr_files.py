@@ -11,12 +11,12 @@ from sgdata import urls
 from sgdata.composite import cloud_masks, scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grids, zarr_store
+from sgdata.rasters import geotiff, grids, zarr_addresses, zarr_store
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.remote import identity
 from sgdata.scenes import eopf_items
 from sgdata.sentinel2 import MSI
-from sgdata.types import Array, Grid, Window
+from sgdata.types import Array, Bounds, Grid, Window
 
 BLOCK_ROWS = 512
 """Rows of a chunk that are at most called a block, where rows can be read alone."""
@@ -43,7 +43,7 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
     reader = zarr_store.open_array(href, request.access)
     dtype = np.dtype(reader.array.dtype).name
     attributes = reader.array.attributes
-    if zarr_store.locate(href).path.startswith(eopf_items.REFLECTANCE):
+    if zarr_addresses.locate(href).path.startswith(eopf_items.REFLECTANCE):
         # The offset is decided for the scene as a whole; no other scale is ever undone.
         eopf_items.offset_in_dn(
             attributes.get("scale_factor"), attributes.get("add_offset"), urls.without_secrets(href)
@@ -75,27 +75,40 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
 
 
 def _check_absent(reader: ChunkReader, request: WindowRequest, href: str, whole: Grid, window: Window) -> None:
-    """Compare chunks of a band that do not exist with the classification: where that has data, one was lost.
+    """Compare chunks that do not exist with other arrays of the product: where those have data, one was lost.
 
-    A band without data where others have some would count as dark ground. Raises SourceError.
+    A band is compared with the classification, without which it would count as dark ground; the classification, without
+    which the date would be left out, with the bands. Raises SourceError.
     """
-    where = zarr_store.locate(href)
-    if not where.path.startswith(eopf_items.REFLECTANCE):
+    where = zarr_addresses.locate(href)
+    paths = eopf_items.array_paths()
+    layer = paths[MSI.classes.layer]
+    if where.path == layer:
+        others = {path: 0 for path in paths.values() if path.startswith(eopf_items.REFLECTANCE)}
+    elif where.path.startswith(eopf_items.REFLECTANCE):
+        others = {layer: MSI.classes.no_data}
+    else:
         return
-    beside = eopf_items.in_store(where.store, eopf_items.array_paths()[MSI.classes.layer])
     for key, part in reader.absent(window):
-        layer = zarr_store.find_array(beside, request.access)
-        if layer is None:  # level 1C
-            return
-        grid = zarr_store.read_grid(layer, beside, request.asset.crs)
-        over = grids.window_over(grid, grids.crop(whole, part).bounds, margin=0)
-        no_data = MSI.classes.no_data
-        filled = sum(int(np.count_nonzero(values != no_data)) for values in layer.strips(over, no_data))
-        # Not at a single pixel: the bands of a swath end some pixels apart.
-        if grid.crs == whole.crs and filled > over.height * over.width / 2:
-            lost = urls.without_secrets(reader.folder.at(key))
-            reason = "does not exist, but the classification has data there"
-            raise SourceError(f"{lost}: {reason}; fetch it again or leave it out")
+        bounds = grids.crop(whole, part).bounds
+        for path, no_data in others.items():
+            if _has_data(urls.joined(where.store, path), request, whole.crs, bounds, no_data):
+                lost = urls.without_secrets(reader.folder.at(key))
+                other = "the classification" if path == layer else path.rpartition("/")[2].upper()
+                reason = f"does not exist, but {other} has data there"
+                raise SourceError(f"{lost}: {reason}; fetch it again or leave it out")
+
+
+def _has_data(href: str, request: WindowRequest, crs: str, bounds: Bounds, no_data: int) -> bool:
+    """Return whether more than half of the pixels of an array in an area have data. Raises SourceError."""
+    other = zarr_store.find_array(href, request.access)
+    if other is None:  # level 1C has no classification
+        return False
+    grid = zarr_store.read_grid(other, href, request.asset.crs)
+    over = grids.window_over(grid, bounds, margin=0)
+    filled = sum(int(np.count_nonzero(values != no_data)) for values in other.strips(over, no_data))
+    # Not at a single pixel: the bands of a swath end some pixels apart.
+    return grid.crs == crs and filled > over.height * over.width / 2
 
 
 def _block_shape(reader: ChunkReader) -> tuple[int, int]:
@@ -109,7 +122,7 @@ def _block_shape(reader: ChunkReader) -> tuple[int, int]:
 
 def _nodata(reader: ChunkReader, href: str) -> float | None:
     """Return the value of pixels without data; the classification of ESA's products declares none, but has a class."""
-    if zarr_store.locate(href).path.endswith("/scl"):
+    if zarr_addresses.locate(href).path.endswith("/scl"):
         return float(MSI.classes.no_data)
     fill = reader.array.fill
     dtype = np.dtype(reader.array.dtype)

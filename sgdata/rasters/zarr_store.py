@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,12 @@ from sgdata import documents, urls
 from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
 from sgdata.rasters import zarr_metadata
+from sgdata.rasters.zarr_addresses import METADATA, METADATA_3, Location, locate
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote.access import Access
 from sgdata.remote.objects import Folder
 from sgdata.types import Grid
-
-_STORE = re.compile(r"(.*?\.zarr)(?:/([^?#]*))?(\?[^#]*)?", re.DOTALL)
-_PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-V2, V3 = ".zmetadata", "zarr.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Location:
-    """An array in a store.
-
-    Attributes:
-        store: Address of the store.
-        path: Path of the array in it.
-    """
-
-    store: str
-    path: str
-
-    @property
-    def group(self) -> str:
-        """Path of the group of the array."""
-        return self.path.rpartition("/")[0]
-
-
-def locate(href: str) -> Location:
-    """Return the store and the path of an array. Raises SourceError if the address is none."""
-    match = _STORE.fullmatch(href)
-    path = (match[2] or "").strip("/") if match else ""
-    if match is None or not all(_PART.fullmatch(part) for part in path.split("/")):
-        raise SourceError(
-            f"{urls.without_secrets(href)}: names no array; expected PRODUCT.zarr/GROUP/ARRAY; leave it out"
-        )
-    return Location(store=match[1] + (match[3] or ""), path=path)
 
 
 def open_array(href: str, access: Access | None = None) -> ChunkReader:
@@ -85,7 +52,7 @@ def _find(where: Location, access: Access | None) -> ZarrArray | None:
     if (about := _document(root, f"{where.path}/.zarray")) is not None:
         attributes = _document(root, f"{where.path}/.zattrs")
         return zarr_metadata.parse_v2(about, {} if attributes is None else attributes, shown)
-    if (about := _document(root, f"{where.path}/{V3}")) is not None:
+    if (about := _document(root, f"{where.path}/{METADATA_3}")) is not None:
         return zarr_metadata.parse_v3(about, shown)
     return None
 
@@ -93,7 +60,7 @@ def _find(where: Location, access: Access | None) -> ZarrArray | None:
 def _state(store: str) -> tuple[int, ...]:
     """Return what changes with the metadata of a store on disk; of remote ones those of a process do not change."""
     states = []
-    for name in (V2, V3) if "://" not in store else ():
+    for name in (METADATA, METADATA_3) if "://" not in store else ():
         try:
             status = (Path(store) / name).stat()
         except OSError:
@@ -105,13 +72,13 @@ def _state(store: str) -> tuple[int, ...]:
 @lru_cache(maxsize=32)
 def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
     """Return format and metadata of all arrays of a store; None if it has them beside each array only."""
-    document = _document(root, V2)
+    document = _document(root, METADATA)
     if document is not None:
         nodes = document.get("metadata") if isinstance(document, dict) else None
         if not isinstance(nodes, dict):
-            raise SourceError(f"{_shown(root, V2)}: has no 'metadata'; leave it out")
+            raise SourceError(f"{_shown(root, METADATA)}: has no 'metadata'; leave it out")
         return 2, nodes
-    document = _document(root, V3)
+    document = _document(root, METADATA_3)
     about = document.get("consolidated_metadata") if isinstance(document, dict) else None
     nodes = about.get("metadata") if isinstance(about, dict) else None
     return (3, nodes) if isinstance(nodes, dict) else None

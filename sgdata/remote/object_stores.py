@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
 
 
-def takes(url: str) -> bool:
+def can_read(url: str) -> bool:
     """Return whether obstore asks for the same address with the same credentials as other clients.
 
     It may escape some characters of a path, and reads neither users in addresses nor profiles and roles of Amazon's.
@@ -69,7 +69,7 @@ def _http(base: str, stay: bool) -> HTTPStore:
         # No option of obstore's forbids redirects, but hosts other than this one can be given a proxy.
         parts = urlsplit(base)
         options |= {"proxy_url": NOWHERE, "proxy_excludes": parts.hostname or "", "allow_http": parts.scheme == "http"}
-    # `ranges.patiently` decides what is tried again.
+    # `sgdata.remote.ranges` decides what is tried again.
     return HTTPStore.from_url(base, client_options=options, retry_config={"max_retries": 0})
 
 

@@ -15,7 +15,7 @@ from sgdata.errors import SourceError
 from sgdata.limits import Limit
 from sgdata.remote import identity, ranges
 from sgdata.remote.access import Access, access_of
-from sgdata.remote.ranges import Patience
+from sgdata.remote.ranges import Retries
 
 HEAD_BYTES = 1 << 13
 """Bytes that are read of an object when it is opened."""
@@ -56,16 +56,16 @@ class Folder:
     Attributes:
         href: Absolute path or URL, admitted by `access.admit` where a document names it.
         access: Hosts that may be asked; None: those of an address that the user named.
-        patience: How often requests are repeated.
+        retries: How often requests are repeated.
     """
 
     href: str
     access: Access | None = None
-    patience: Patience = field(default_factory=Patience)
+    retries: Retries = field(default_factory=Retries)
 
     def at(self, key: str) -> str:
         """Return the address of an object; for messages, pass it through `urls.without_secrets`."""
-        return urls.joined(self.href, key) if "://" in self.href else f"{self.href}/{key}"
+        return urls.joined(self.href, key)
 
     def open(self, key: str) -> StoredObject | None:
         """Open an object.
@@ -83,7 +83,7 @@ class Folder:
         if href.startswith(("s3://", "gs://", "az://")):
             return _open_in_bucket(href)
         if "://" in href:
-            return _open_on_server(href, self.access or access_of(href), self.patience)
+            return _open_on_server(href, self.access or access_of(href), self.retries)
         return _open_file(Path(self.href), key)
 
     def read(self, key: str, limit: Limit) -> bytes | None:
@@ -119,18 +119,19 @@ def _open_file(root: Path, key: str) -> StoredObject | None:
     return StoredObject(shown=str(path), size=size, identity="", head=head, fetch=fetch)
 
 
-def _open_on_server(url: str, access: Access, patience: Patience) -> StoredObject | None:
+def _open_on_server(url: str, access: Access, retries: Retries) -> StoredObject | None:
     shown = urls.without_secrets(url)
     try:
-        file, head = ranges.open_file(url, access, first_bytes=HEAD_BYTES, patience=patience)
-    except ranges.MissingError:
-        return None
+        opened = ranges.open_file(url, access, first_bytes=HEAD_BYTES, retries=retries)
     except ranges.NoRangesError as error:
         raise SourceError(f"{shown}: server gives no ranges ({error!s:.80}); download the product") from None
+    if opened is None:
+        return None
+    file, head = opened
 
     def fetch(start: int, stop: int) -> bytes:
         try:
-            return bytes(ranges.read(file, start, stop, patience))
+            return bytes(ranges.read(file, start, stop, retries))
         except ranges.ChangedError as error:
             raise SourceError(f"{shown}: changed while it was read; try again") from error
 

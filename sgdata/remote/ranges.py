@@ -26,11 +26,17 @@ if TYPE_CHECKING:
     import requests
 
 T = TypeVar("T")
+Sign = Callable[[str], str]
+"""Returns the address of a file with a valid signature, given the signed address that was refused last, or ""."""
 
 TIMEOUTS_S = (object_stores.CONNECT_S, object_stores.STALLED_S)
 LONGEST_WAIT_S = 300.0
 BUSY = frozenset({429, 503})
 """Answers of a server that wants fewer requests."""
+UNSIGNED = frozenset({401, 403})
+"""Answers to a signature that is not, or no longer, valid."""
+RENEWALS = 2
+"""Signatures that one request renews; those that other requests renew meanwhile are not counted."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -43,8 +49,16 @@ class ChangedError(Exception):
     """A file is not the one that its first answer described."""
 
 
-class MissingError(SourceError):
-    """A server says that a file does not exist."""
+class RefusedError(Exception):
+    """A server refuses a request with a status that no second try changes, except with another signature.
+
+    `renewals` is the number of signatures that were tried for it before.
+    """
+
+    def __init__(self, status: int) -> None:
+        """Store the status."""
+        super().__init__(f"HTTP response code {status}")
+        self.status, self.renewals = status, 0
 
 
 class FailedError(retry.TransientError):
@@ -57,16 +71,16 @@ class FailedError(retry.TransientError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patience:
+class Retries:
     """How often a failed request is sent again.
 
     Attributes:
-        retries: Tries after the first, not counting those that a server refused while it answered others.
+        count: Tries after the first, not counting those that a server refused while it answered others.
         wait_s: Seconds before the first of them, doubled for each further one.
         sleep: Function that waits; tests replace it.
     """
 
-    retries: int = 5
+    count: int = 5
     wait_s: float = 1.0
     sleep: Callable[[float], None] = time.sleep
 
@@ -81,6 +95,7 @@ class RemoteFile:
         etag: Entity tag; "" without one.
         modified: Date of the last change as the server writes it; "" without one.
         access: Hosts that may be asked.
+        sign: Function that signs the address anew; None if no service signs it.
     """
 
     url: str = field(repr=False)
@@ -88,54 +103,44 @@ class RemoteFile:
     etag: str
     modified: str
     access: Access
-
-    @property
-    def host(self) -> str:
-        """Scheme, name and port."""
-        return "{}://{}".format(*urlsplit(self.url)[:2])
+    sign: Sign | None = field(default=None, repr=False, compare=False)
 
 
-def open_file(url: str, access: Access, *, first_bytes: int, patience: Patience) -> tuple[RemoteFile, bytes]:
+def open_file(
+    url: str, access: Access, *, first_bytes: int, retries: Retries, sign: Sign | None = None
+) -> tuple[RemoteFile, bytes] | None:
     """Read the first bytes of a file, and what its server says of it, in one request.
 
     Args:
         url: Address.
         access: Hosts that may be asked.
         first_bytes: Bytes to read; fewer come of a smaller file.
-        patience: How often to try.
+        retries: How often to try.
+        sign: Function that signs the address anew; None if no service signs it.
 
     Returns:
-        The file and its first bytes.
+        The file and its first bytes; None if the server says that it does not exist.
 
     Raises:
         NoRangesError: The server does not give ranges.
         SourceError: It leads to a host that may not be asked, or cannot be read.
     """
-    limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
 
-    def attempt(_: bool) -> tuple[RemoteFile, bytes]:
-        if not urls.is_http(url):
-            return _open_with_obstore(url, access, first_bytes)
-        answer, content = _asked(url, access, 0, first_bytes)
-        found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
-        if found is None or int(found[1]) != 0 or int(found[2]) + 1 != min(first_bytes, int(found[3])):
-            raise NoRangesError(f"answer with range {answer.headers.get('Content-Range', '')!r:.60}")
-        if len(content) != int(found[2]) + 1:
-            raise FailedError(f"{len(content):,} bytes of {int(found[2]) + 1:,} came")
-        file = RemoteFile(
-            url=str(answer.url),
-            size=int(found[3]),
-            etag=answer.headers.get("ETag", ""),
-            modified=answer.headers.get("Last-Modified", ""),
-            access=access,
-        )
-        return file, content
+    def attempt(address: str, _: bool) -> tuple[RemoteFile, bytes]:
+        if not urls.is_http(address):
+            return _open_with_obstore(address, access, first_bytes)
+        return _open_with_session(address, access, first_bytes, sign)
 
-    opened: tuple[RemoteFile, bytes] = patiently(attempt, limit, patience, url)
-    return opened
+    try:
+        opened: tuple[RemoteFile, bytes] = _call(attempt, url, retries, sign)
+        return opened
+    except RefusedError as error:
+        if error.status == 404:
+            return None
+        raise SourceError(unreadable(url, error)) from error
 
 
-def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryview:
+def read(file: RemoteFile, start: int, stop: int, retries: Retries) -> memoryview:
     """Read bytes `start` to `stop` (exclusive) of a file.
 
     Raises:
@@ -143,59 +148,102 @@ def read(file: RemoteFile, start: int, stop: int, patience: Patience) -> memoryv
         SourceError: The range cannot be read.
     """
     stay = urls.is_http(file.url) and not file.access.private
+    with_obstore = object_stores.can_read(file.url) and not (stay and not object_stores.stays(file.url))
 
-    def attempt(failed: bool) -> memoryview:
-        takes = object_stores.takes(file.url) and not (stay and not object_stores.stays(file.url))
-        if urls.is_http(file.url) and (failed or not takes):
-            return _read_with_session(file, start, stop)
-        content, etag, size = _read_with_obstore(file.url, start, stop, file.etag, stay=stay)
+    def attempt(address: str, failed: bool) -> memoryview:
+        if urls.is_http(address) and (failed or not with_obstore):
+            return _read_with_session(file, address, start, stop)
+        content, etag, size = _read_with_obstore(address, start, stop, file.etag, stay=stay)
         if len(content) != stop - start:
             raise FailedError(f"{len(content):,} bytes of {stop - start:,} came")
         if (etag, size) != (file.etag, file.size):
             raise ChangedError("changed")
         return content
 
-    content: memoryview = patiently(attempt, host_limits.of_host(file.host), patience, file.url)
-    return content
+    try:
+        content: memoryview = _call(attempt, file.url, retries, file.sign)
+        return content
+    except RefusedError as error:
+        raise SourceError(unreadable(file.url, error)) from error
 
 
-def patiently(attempt: Callable[[bool], Any], limit: host_limits.HostLimit, patience: Patience, url: str) -> Any:
-    """Call `attempt(failed)` within the limit of a host until it succeeds; `failed` says that it did before.
+def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign: Sign | None) -> Any:
+    """Call `attempt(address, failed)` within the limit of a host until it succeeds; `failed` says that it did before.
 
-    Raises SourceError once the tries are used up.
+    An address whose signature is refused is signed anew, so that a file goes on where it was.
+
+    Raises:
+        RefusedError: Refused, also with another signature.
+        SourceError: The tries are used up.
     """
-    failures, failed, wait = 0, False, patience.wait_s
+    limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
+    failures, failed, wait, renewals = 0, False, retries.wait_s, 0
     while True:
+        address = sign("") if sign else url
         before = limit.answers
         try:
             with limit.slot() as began:
                 try:
-                    result = attempt(failed)
+                    result = attempt(address, failed)
                 except FailedError as error:
                     if error.busy:
                         limit.refused(began, min(error.wait_s, LONGEST_WAIT_S))
                     raise
                 limit.answered()
                 return result
+        except RefusedError as error:
+            if sign is None or error.status not in UNSIGNED:
+                raise
+            if sign("") == address:  # else another request has renewed the signature since
+                error.renewals = renewals
+                if renewals == RENEWALS:
+                    raise
+                renewals += 1
+                sign(address)
+            continue
         except FailedError as error:
             failed = True
             # A server that answers others is merely busy: this one's turn will come.
             failures += 0 if error.busy and limit.answers > before else 1
-            if failures > patience.retries:
-                raise SourceError(_unreadable(url, str(error))) from error
-        patience.sleep(min(wait, LONGEST_WAIT_S))
+            if failures > retries.count:
+                raise SourceError(unreadable(url, error)) from error
+        retries.sleep(min(wait, LONGEST_WAIT_S))
         wait *= 2
 
 
-def _unreadable(url: str, reason: str) -> str:
+def unreadable(url: str, error: Exception) -> str:
+    """Return the message of a request that failed for good."""
+    is_unsigned = isinstance(error, RefusedError) and error.status in UNSIGNED
+    reason = f"{error}{urls.wanted(url) if is_unsigned else ''}"
     return f"{urls.without_secrets(url)}: cannot be read: {reason:.200}; fetch it again or leave it out"
 
 
 # --- through requests ----------------------------------------------------------------------
 
 
-def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> tuple[requests.Response, bytes]:
-    """Send one request for a range, and return the answer with its body. Raises as `open_file`, and FailedError."""
+def _open_with_session(url: str, access: Access, first_bytes: int, sign: Sign | None) -> tuple[RemoteFile, bytes]:
+    answer, content = _request(url, access, 0, first_bytes)
+    found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
+    if found is None or int(found[1]) != 0 or int(found[2]) + 1 != min(first_bytes, int(found[3])):
+        raise NoRangesError(f"answer with range {answer.headers.get('Content-Range', '')!r:.60}")
+    if len(content) != int(found[2]) + 1:
+        raise FailedError(f"{len(content):,} bytes of {int(found[2]) + 1:,} came")
+    file = RemoteFile(
+        url=str(answer.url),
+        size=int(found[3]),
+        etag=answer.headers.get("ETag", ""),
+        modified=answer.headers.get("Last-Modified", ""),
+        access=access,
+        sign=sign if answer.url == url else None,  # not for where it redirects to
+    )
+    return file, content
+
+
+def _request(url: str, access: Access, start: int, stop: int, etag: str = "") -> tuple[requests.Response, bytes]:
+    """Send one request for a range; return the answer with its body.
+
+    Raises ChangedError, FailedError, NoRangesError, RefusedError or SourceError.
+    """
     import requests
 
     headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
@@ -210,7 +258,7 @@ def _asked(url: str, access: Access, start: int, stop: int, etag: str = "") -> t
             if status == 412:
                 raise ChangedError("changed")
             if status >= 400 and status != 416:
-                _refuse(url, status)
+                raise RefusedError(status)
             if status != 206 or answer.headers.get("Content-Encoding", "identity") not in ("", "identity"):
                 raise NoRangesError(f"HTTP response code {status} to a request for a range")
             content = bytearray()
@@ -234,19 +282,9 @@ def _reason(error: Exception, url: str) -> str:
     return type(error).__name__ if "ConnectionPool" in text else f"{type(error).__name__}: {text:.120}"
 
 
-def _refuse(url: str, status: int) -> None:
-    """Raise SourceError for a response that no second try changes, except with another signature."""
-    kind = MissingError if status == 404 else SourceError
+def _read_with_session(file: RemoteFile, address: str, start: int, stop: int) -> memoryview:
     try:
-        raise PermissionError(f"HTTP response code {status}")
-    except PermissionError as error:
-        headers = urls.wanted(url) if status in (401, 403) else ""
-        raise kind(_unreadable(url, f"{error}{headers}")) from error
-
-
-def _read_with_session(file: RemoteFile, start: int, stop: int) -> memoryview:
-    try:
-        answer, content = _asked(file.url, file.access, start, stop, _strong(file.etag))
+        answer, content = _request(address, file.access, start, stop, _strong(file.etag))
     except NoRangesError as error:
         raise FailedError(str(error)) from error
     found = _RANGE.fullmatch(answer.headers.get("Content-Range", "").strip())
@@ -281,7 +319,10 @@ def _open_with_obstore(url: str, access: Access, first_bytes: int) -> tuple[Remo
 def _read_with_obstore(
     url: str, start: int, stop: int, etag: str = "", *, stay: bool = False
 ) -> tuple[memoryview, str, int]:
-    """Read a range; return it with the ETag and the size of the file. Raises ChangedError, FailedError, SourceError."""
+    """Read a range; return it with the ETag and the size of the file.
+
+    Raises ChangedError, FailedError or RefusedError.
+    """
     import obstore
     from obstore.exceptions import BaseError, PreconditionError
 
@@ -306,7 +347,7 @@ def _read_with_obstore(
         found = _STATUS.search(str(error))
         status = int(found[1]) if found else 0
         if 400 <= status < 500 and status not in retry.TRANSIENT_STATUS:
-            _refuse(url, status)
+            raise RefusedError(status) from error
         # What follows its first line may contain the address with its secrets.
         reason = f"HTTP response code {status}" if status else str(error).partition("\n")[0].rpartition(" - ")[2]
         raise FailedError(reason, busy=status in BUSY) from error

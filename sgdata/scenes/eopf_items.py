@@ -7,21 +7,18 @@ read from the array of its own pixel size, which is not always the finest: that 
 from __future__ import annotations
 
 import math
-import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sgdata import package_data, urls
 from sgdata.errors import SourceError
+from sgdata.rasters import zarr_addresses
 from sgdata.sentinel2 import MSI
 
 if TYPE_CHECKING:
     import pystac
 
-METADATA, METADATA_3 = ".zmetadata", "zarr.json"
-"""Documents with the metadata of a whole product, in formats 2 and 3 of Zarr."""
 REFLECTANCE = "measurements/reflectance/"
-_STORE = re.compile(r"([^?#]*?\.zarr)(?:/[^?#]*)?(\?[^#]*)?")
 
 
 @cache
@@ -38,21 +35,10 @@ def find_store(item: pystac.Item, files: frozenset[str]) -> str | None:
         files: Keys by which other providers name the files of bands.
     """
     hrefs = {key: asset.get_absolute_href() or asset.href for key, asset in item.assets.items()}
-    stores = {key: _store(href) for key, href in hrefs.items() if urls.is_zarr(href)}
+    stores = {key: zarr_addresses.store_of(href) for key, href in hrefs.items() if urls.is_zarr(href)}
     if not stores or any(key in files and key not in stores for key in hrefs):
         return None
     return stores.get("product") or min(stores.values())
-
-
-def _store(href: str) -> str:
-    match = _STORE.match(href)
-    assert match is not None, f"{href}: expected the address of a store"
-    return match[1] + (match[2] or "")
-
-
-def in_store(store: str, path: str) -> str:
-    """Return the address of a document or array in a store."""
-    return urls.joined(store, path) if "://" in store else f"{store}/{path}"
 
 
 def declared_offset(item: pystac.Item) -> int | None:

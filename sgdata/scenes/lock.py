@@ -124,9 +124,11 @@ def check_equal(locked: Lock, actual: Lock) -> None:
     # Compared as plain JSON, as in the file of the lock.
     difference = _difference(files.to_plain(locked), files.to_plain(actual), "")
     if difference:
-        raise OutputError(
-            f"--locked: {difference}; build without --locked, or with the recipe and the versions of that build"
-        )
+        advice = "build without --locked, or with the recipe and the versions of that build"
+        if difference.startswith("osm_date is "):  # which is that of the recipe where no dates are given
+            day = "" if locked.dates.endswith(f"/{locked.osm_date}") else f" --osm-date {locked.osm_date}"
+            advice = f"give --dates {locked.dates}{day}, or build without --locked"
+        raise OutputError(f"--locked: {difference}; {advice}")
 
 
 def _difference(locked: Any, actual: Any, key_path: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sgdata import package_data, urls
 from sgdata.errors import SourceError
+from sgdata.rasters import zarr_addresses
 from sgdata.remote.access import relative
 from sgdata.scenes import eopf_items
 from sgdata.scenes.types import Asset, Scene
@@ -219,7 +220,7 @@ def _array(item: pystac.Item, store: str, band: str, root: str) -> Asset:
     if path is None or (is_l1c and band not in MSI.by_name) or (not is_l1c and band == "B10"):
         level = "L1C" if is_l1c else "L2A"
         raise SourceError(f"item {item.id}: EOPF products of {level} lack {band}; leave out the band or the item")
-    href = eopf_items.in_store(store, path)
+    href = urls.joined(store, path)
     for key, asset in item.assets.items():
         if (asset.get_absolute_href() or asset.href) == href:
             return _asset(item, key, root)
@@ -230,7 +231,7 @@ def _product_address(item: pystac.Item, store: str | None, root: str) -> str | N
     """Return the address of the product's own metadata; None if it has none."""
     if store is None:
         return next((_asset(item, key, root).href for key in PRODUCT_KEYS if key in item.assets), None)
-    href = eopf_items.in_store(store, eopf_items.METADATA)
+    href = urls.joined(store, zarr_addresses.METADATA)
     return urls.remember(relative(href, root) if root else href)
 
 

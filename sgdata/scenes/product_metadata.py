@@ -9,9 +9,10 @@ from pathlib import Path
 from sgdata import documents, urls
 from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
+from sgdata.rasters import zarr_addresses
 from sgdata.remote import retry
 from sgdata.remote.access import Access
-from sgdata.scenes import eopf_items, eopf_metadata, signing
+from sgdata.scenes import eopf_metadata, signing
 
 log = logging.getLogger("sgdata")
 
@@ -67,7 +68,7 @@ def _of_store(href: str, tokens: str, access: Access | None) -> bytes | None:
         return _fetch(href, tokens, access)
     except _failures():
         folder, _, query = href.partition("?")
-        of_3 = f"{folder.removesuffix(eopf_items.METADATA)}{eopf_items.METADATA_3}"
+        of_3 = f"{folder.removesuffix(zarr_addresses.METADATA)}{zarr_addresses.METADATA_3}"
         return _content(f"{of_3}?{query}" if query else of_3, tokens, access)
 
 
@@ -105,11 +106,7 @@ def _download(href: str, tokens: str, access: Access | None) -> bytes:
 
     from sgdata.remote import web
 
-    url = ""
-
-    def attempt() -> bytes:
-        nonlocal url
-        url = signing.sign(href, tokens, failed=url)
+    def download(url: str) -> bytes:
         answer = web.ask("GET", url, access=access, limit=PRODUCT_BYTES, timeout=TIMEOUT_S)
         if answer.status_code in retry.TRANSIENT_STATUS:
             raise retry.BusyError(answer)
@@ -118,4 +115,7 @@ def _download(href: str, tokens: str, access: Access | None) -> bytes:
         answer.raise_for_status()
         return answer.content
 
-    return retry.call(attempt, RETRY, retry_on=(retry.TransientError, requests.ConnectionError, requests.Timeout))
+    def is_transient(error: BaseException) -> bool:
+        return isinstance(error, (retry.TransientError, requests.ConnectionError, requests.Timeout))
+
+    return signing.call(download, href, tokens, RETRY, retry_on=is_transient)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from sgdata import urls
 from sgdata.errors import ServiceError
 from sgdata.limits import TOKEN_BYTES
-from sgdata.remote import retry
+from sgdata.remote import ranges, retry
+
+T = TypeVar("T")
 
 PLANETARY_COMPUTER = "https://planetarycomputer.microsoft.com/api/sas/v1/token"
 STORE = ".blob.core.windows.net"
@@ -52,6 +56,57 @@ def sign(href: str, tokens: str, *, failed: str = "") -> str:
         if until - time.time() < SPARE_S or failed.endswith(token):
             until, token = tokens_by_url[url] = _request_token(url)
     return f"{href}{'&' if parts.query else '?'}{token}"
+
+
+def signer(href: str, tokens: str) -> Callable[[str], str] | None:
+    """Return `sign` for one address, as a function of the signed address that failed; None if no service signs it."""
+    if not _belongs(href, tokens):
+        return None
+    return lambda failed: sign(href, tokens, failed=failed)
+
+
+def call(
+    operation: Callable[[str], T],
+    href: str,
+    tokens: str,
+    policy: retry.RetryPolicy,
+    *,
+    retry_on: Callable[[BaseException], bool],
+) -> T:
+    """Call `operation` with a signed address until it succeeds, fails for good or has used up the tries of a policy.
+
+    A failure with a token that another reader has replaced meanwhile is repeated at once, and is not counted.
+
+    Args:
+        operation: Function of the signed address.
+        href: Address without secrets.
+        tokens: Token service; "" for none.
+        policy: Number of tries and waiting times.
+        retry_on: Function that decides which exceptions are worth another try.
+
+    Raises:
+        Exception: The exception of the last call.
+        ServiceError: The service gives no token.
+    """
+    signed = ""
+
+    def attempt() -> T:
+        nonlocal signed
+        signed = sign(href, tokens, failed=signed)
+        while True:
+            try:
+                return operation(signed)
+            except Exception as error:
+                if not retry_on(error) or _has_renewed(error) or (newest := sign(href, tokens)) == signed:
+                    raise
+                signed = newest
+
+    return retry.call(attempt, policy, retry_on=retry_on)
+
+
+def _has_renewed(error: Exception) -> bool:
+    """Return whether the reader of a file has itself renewed the token that was refused."""
+    return isinstance(error.__cause__, ranges.RefusedError) and error.__cause__.renewals > 0
 
 
 def _belongs(href: str, tokens: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files
-from sgdata.rasters import geotiff
+from sgdata.rasters import geotiff, zarr_addresses
 from sgdata.sentinel2 import L2A_BANDS, MSI, SceneClass
 from sgdata.types import Array, Grid
 
@@ -66,7 +66,7 @@ def write_product(folder: Path, name: str, document: dict[str, Any], *, offset: 
             is_band = group.startswith("measurements")
             attributes = _attributes(grid, array, is_band=is_band, offset=offset)
             _write_array(f"{group}/{array}", values, attributes, 0 if is_band else None, put, describe)
-    put(".zmetadata", files.pretty_json({"metadata": metadata, "zarr_consolidated_format": 1}))
+    put(zarr_addresses.METADATA, files.pretty_json({"metadata": metadata, "zarr_consolidated_format": 1}))
     for band in sources:
         (folder / f"{band}.tif").unlink()
 
