@@ -20,7 +20,7 @@ from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import host_limits, identity, object_stores, ranges
+from sgdata.remote import host_limits, identity, object_stores, ranges, retry
 from sgdata.remote.access import Access, access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 from sgdata.scenes import signing
@@ -126,7 +126,7 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
         return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=retries)
     opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=retries, sign=sign)
     if opened is None:
-        absent = ranges.RefusedError(404)
+        absent = retry.RefusedError(404)
         raise SourceError(ranges.unreadable(href, absent)) from absent
     file, first = opened
     parts = {0: first}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from functools import lru_cache
@@ -21,6 +22,9 @@ BUNDLES = ("REQUESTS_CA_BUNDLE", "GDAL_CURL_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_C
 """Settings of requests, GDAL, curl and OpenSSL: files of the certificates that are trusted."""
 NOWHERE = "http://127.0.0.1:0"
 """A proxy to which no connection can be made."""
+LANES = 4
+"""Connections of HTTP/2 to one host."""
+_turns = itertools.count()
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 _PLAIN = re.compile(r"/(?:[\w.~=,@+-]+/)*[\w.~=,@+-]+", re.ASCII)
 
@@ -57,11 +61,13 @@ def find(url: str, *, stay: bool = False) -> tuple[HTTPStore | S3Store, str]:
     if parts.scheme == "s3":
         return _s3(parts.netloc, **(buckets.obstore_config(url) or {})), path
     query = f"?{parts.query}" if parts.query else ""
-    return _http(f"{parts.scheme}://{parts.netloc}/{query}", stay), path
+    # One connection of HTTP/2 for all requests would be limited by its window on a long line.
+    lane = next(_turns) % LANES if parts.scheme == "https" else 0
+    return _http(f"{parts.scheme}://{parts.netloc}/{query}", stay, lane), path
 
 
 @lru_cache(maxsize=64)
-def _http(base: str, stay: bool) -> HTTPStore:
+def _http(base: str, stay: bool, lane: int) -> HTTPStore:
     from obstore.store import HTTPStore
 
     options = _client_options()

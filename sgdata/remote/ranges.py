@@ -1,10 +1,9 @@
 """Read byte ranges of files on web servers and in buckets: many at a time, checked against what the first answer said.
 
-The first request of a file on a web server goes through `sgdata.remote.web`, which checks every host that it is
-redirected to. Ranges, and all of a file in a bucket, are read by obstore, which keeps connections open and uses HTTP/2
-where a server offers it. It shows neither the headers of a refusal nor redirects, and is kept from other hosts where a
-file may not name all of them: a range of a web server that failed is asked for again through `web`, which reads
-Retry-After and checks where a redirect leads.
+Requests are sent by obstore, which keeps connections open and uses HTTP/2 where a server offers it. It shows neither
+the headers of a refusal nor redirects, and is kept from other hosts where a file may not name all of them: a request to
+a web server that failed is sent again through `sgdata.remote.web`, which reads Retry-After and checks where a redirect
+leads.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +24,7 @@ from sgdata.remote.access import Access
 
 if TYPE_CHECKING:
     import requests
+    from obstore import ObjectMeta
 
 T = TypeVar("T")
 Sign = Callable[[str], str]
@@ -35,6 +36,8 @@ BUSY = frozenset({429, 503})
 """Answers of a server that wants fewer requests."""
 UNSIGNED = frozenset({401, 403})
 """Answers to a signature that is not, or no longer, valid."""
+FINAL = UNSIGNED | {404, 410}
+"""Answers to a first request that no other client gets changed."""
 RENEWALS = 2
 """Signatures that one request renews; those that other requests renew meanwhile are not counted."""
 _STATUS = re.compile(r"status code: (\d{3})")
@@ -47,18 +50,6 @@ class NoRangesError(Exception):
 
 class ChangedError(Exception):
     """A file is not the one that its first answer described."""
-
-
-class RefusedError(Exception):
-    """A server refuses a request with a status that no second try changes, except with another signature.
-
-    `renewals` is the number of signatures that were tried for it before.
-    """
-
-    def __init__(self, status: int) -> None:
-        """Store the status."""
-        super().__init__(f"HTTP response code {status}")
-        self.status, self.renewals = status, 0
 
 
 class FailedError(retry.TransientError):
@@ -125,16 +116,21 @@ def open_file(
         NoRangesError: The server does not give ranges.
         SourceError: It leads to a host that may not be asked, or cannot be read.
     """
+    with_obstore, stay = _with_obstore(url, access)
 
-    def attempt(address: str, _: bool) -> tuple[RemoteFile, bytes]:
-        if not urls.is_http(address):
-            return _open_with_obstore(address, access, first_bytes)
+    def attempt(address: str, failed: bool) -> tuple[RemoteFile, bytes]:
+        if with_obstore and not (failed and urls.is_http(address)):
+            try:
+                return _open_with_obstore(address, access, first_bytes, sign, stay=stay)
+            except (FailedError, retry.RefusedError) as error:
+                if not urls.is_http(address) or (isinstance(error, retry.RefusedError) and error.status in FINAL):
+                    raise
         return _open_with_session(address, access, first_bytes, sign)
 
     try:
         opened: tuple[RemoteFile, bytes] = _call(attempt, url, retries, sign)
         return opened
-    except RefusedError as error:
+    except retry.RefusedError as error:
         if error.status == 404:
             return None
         raise SourceError(unreadable(url, error)) from error
@@ -147,24 +143,29 @@ def read(file: RemoteFile, start: int, stop: int, retries: Retries) -> memoryvie
         ChangedError: The file is not what it was.
         SourceError: The range cannot be read.
     """
-    stay = urls.is_http(file.url) and not file.access.private
-    with_obstore = object_stores.can_read(file.url) and not (stay and not object_stores.stays(file.url))
+    with_obstore, stay = _with_obstore(file.url, file.access)
 
     def attempt(address: str, failed: bool) -> memoryview:
         if urls.is_http(address) and (failed or not with_obstore):
             return _read_with_session(file, address, start, stop)
-        content, etag, size = _read_with_obstore(address, start, stop, file.etag, stay=stay)
+        content, about = _get(address, start, stop, file.etag, stay=stay)
         if len(content) != stop - start:
             raise FailedError(f"{len(content):,} bytes of {stop - start:,} came")
-        if (etag, size) != (file.etag, file.size):
+        if (about["e_tag"] or "", about["size"]) != (file.etag, file.size):
             raise ChangedError("changed")
         return content
 
     try:
         content: memoryview = _call(attempt, file.url, retries, file.sign)
         return content
-    except RefusedError as error:
+    except retry.RefusedError as error:
         raise SourceError(unreadable(file.url, error)) from error
+
+
+def _with_obstore(url: str, access: Access) -> tuple[bool, bool]:
+    """Return whether obstore reads an address, and whether it must be kept from other hosts."""
+    stay = urls.is_http(url) and not access.private
+    return object_stores.can_read(url) and not (stay and not object_stores.stays(url)), stay
 
 
 def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign: Sign | None) -> Any:
@@ -173,7 +174,7 @@ def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign:
     An address whose signature is refused is signed anew, so that a file goes on where it was.
 
     Raises:
-        RefusedError: Refused, also with another signature.
+        retry.RefusedError: Refused, also with another signature.
         SourceError: The tries are used up.
     """
     limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
@@ -191,7 +192,7 @@ def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign:
                     raise
                 limit.answered()
                 return result
-        except RefusedError as error:
+        except retry.RefusedError as error:
             if sign is None or error.status not in UNSIGNED:
                 raise
             if sign("") == address:  # else another request has renewed the signature since
@@ -213,7 +214,7 @@ def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign:
 
 def unreadable(url: str, error: Exception) -> str:
     """Return the message of a request that failed for good."""
-    is_unsigned = isinstance(error, RefusedError) and error.status in UNSIGNED
+    is_unsigned = isinstance(error, retry.RefusedError) and error.status in UNSIGNED
     reason = f"{error}{urls.wanted(url) if is_unsigned else ''}"
     return f"{urls.without_secrets(url)}: cannot be read: {reason:.200}; fetch it again or leave it out"
 
@@ -242,7 +243,7 @@ def _open_with_session(url: str, access: Access, first_bytes: int, sign: Sign | 
 def _request(url: str, access: Access, start: int, stop: int, etag: str = "") -> tuple[requests.Response, bytes]:
     """Send one request for a range; return the answer with its body.
 
-    Raises ChangedError, FailedError, NoRangesError, RefusedError or SourceError.
+    Raises ChangedError, FailedError, NoRangesError, retry.RefusedError or SourceError.
     """
     import requests
 
@@ -258,7 +259,7 @@ def _request(url: str, access: Access, start: int, stop: int, etag: str = "") ->
             if status == 412:
                 raise ChangedError("changed")
             if status >= 400 and status != 416:
-                raise RefusedError(status)
+                raise retry.RefusedError(status)
             if status != 206 or answer.headers.get("Content-Encoding", "identity") not in ("", "identity"):
                 raise NoRangesError(f"HTTP response code {status} to a request for a range")
             content = bytearray()
@@ -309,19 +310,24 @@ def _session(access: Access) -> requests.Session:
 # --- through obstore -----------------------------------------------------------------------
 
 
-def _open_with_obstore(url: str, access: Access, first_bytes: int) -> tuple[RemoteFile, bytes]:
-    content, etag, size = _read_with_obstore(url, 0, first_bytes)
+def _open_with_obstore(
+    url: str, access: Access, first_bytes: int, sign: Sign | None, *, stay: bool
+) -> tuple[RemoteFile, bytes]:
+    content, about = _get(url, 0, first_bytes, stay=stay)
+    size = about["size"]
     if len(content) != min(first_bytes, size):
         raise FailedError(f"{len(content):,} bytes of {min(first_bytes, size):,} came")
-    return RemoteFile(url=url, size=size, etag=etag, modified="", access=access), bytes(content)
+    changed = about["last_modified"]
+    # Of a file without date obstore gives the beginning of time; for files in buckets no date is kept.
+    modified = format_datetime(changed, usegmt=True) if urls.is_http(url) and changed.timestamp() else ""
+    file = RemoteFile(url=url, size=size, etag=about["e_tag"] or "", modified=modified, access=access, sign=sign)
+    return file, bytes(content)
 
 
-def _read_with_obstore(
-    url: str, start: int, stop: int, etag: str = "", *, stay: bool = False
-) -> tuple[memoryview, str, int]:
-    """Read a range; return it with the ETag and the size of the file.
+def _get(url: str, start: int, stop: int, etag: str = "", *, stay: bool = False) -> tuple[memoryview, ObjectMeta]:
+    """Read a range; return it with what the server says of the file.
 
-    Raises ChangedError, FailedError or RefusedError.
+    Raises ChangedError, FailedError or retry.RefusedError.
     """
     import obstore
     from obstore.exceptions import BaseError, PreconditionError
@@ -340,14 +346,16 @@ def _read_with_obstore(
                 raise FailedError(f"more than the {len(content):,} bytes that were asked for")
             content[at : at + len(part)] = part
             at += len(part)
-        return memoryview(content)[:at], result.meta["e_tag"] or "", result.meta["size"]
+        return memoryview(content)[:at], result.meta
     except PreconditionError as error:
         raise ChangedError("changed") from error
     except (BaseError, OSError) as error:
         found = _STATUS.search(str(error))
         status = int(found[1]) if found else 0
+        if isinstance(error, FileNotFoundError):
+            status = 404
         if 400 <= status < 500 and status not in retry.TRANSIENT_STATUS:
-            raise RefusedError(status) from error
+            raise retry.RefusedError(status) from error
         # What follows its first line may contain the address with its secrets.
         reason = f"HTTP response code {status}" if status else str(error).partition("\n")[0].rpartition(" - ")[2]
         raise FailedError(reason, busy=status in BUSY) from error

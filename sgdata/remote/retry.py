@@ -61,6 +61,18 @@ class BusyError(TransientError):
         self.answer = answer
 
 
+class RefusedError(Exception):
+    """A server refuses a request with a status that no second try changes, except with another signature.
+
+    `renewals` is the number of signatures that were tried for it before.
+    """
+
+    def __init__(self, status: int) -> None:
+        """Store the status."""
+        super().__init__(f"HTTP response code {status}")
+        self.status, self.renewals = status, 0
+
+
 def call(
     operation: Callable[[], T],
     policy: RetryPolicy,

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sgdata import urls
 from sgdata.errors import ServiceError
 from sgdata.limits import TOKEN_BYTES
-from sgdata.remote import ranges, retry
+from sgdata.remote import retry
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ def call(
 
 def _has_renewed(error: Exception) -> bool:
     """Return whether the reader of a file has itself renewed the token that was refused."""
-    return isinstance(error.__cause__, ranges.RefusedError) and error.__cause__.renewals > 0
+    return isinstance(error.__cause__, retry.RefusedError) and error.__cause__.renewals > 0
 
 
 def _belongs(href: str, tokens: str) -> bool:
