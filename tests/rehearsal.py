@@ -25,7 +25,7 @@ from rasterio.warp import Resampling, reproject
 
 from sgdata.rasters import grids
 from sgdata.scenes import aoi
-from sgdata.simulation import items, plan, traps
+from sgdata.simulation import items, scenarios, traps
 from sgdata.simulation.archive import simulate
 from sgdata.types import Grid, Window
 
@@ -64,7 +64,7 @@ def make(folder: Path, *, dates: int, lacking: int, workers: int = 1, seed: int 
     city = simulate(
         folder / "city", seed=seed, size_km=SIZE_KM, dates=dates, layout=LAYOUT, ground="plain", workers=workers
     )
-    granule = plan.checked(seed, SIZE_KM, dates, LAYOUT).granule
+    granule = scenarios.create(seed, SIZE_KM, dates, LAYOUT).granule
     planted = json.loads((city / "truth" / "traps.json").read_text())
     home = folder / "archive" / items.COLLECTION
     documents: dict[str, dict[str, Any]] = {}
@@ -98,7 +98,7 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
     document: dict[str, Any] = json.loads((source / f"{source.name}.json").read_text())
     ground = grids.crop(granule, window)
     grid = ground if tile.startswith("32") else traps.next_zone(ground)
-    document["id"] = source.name.replace(plan.TILE, tile)
+    document["id"] = source.name.replace(scenarios.TILE, tile)
     target = home / document["id"]
     target.mkdir(parents=True)
     for asset in document["assets"].values():
@@ -124,7 +124,7 @@ def _cut(source: Path, granule: Grid, tile: str, window: Window, home: Path) -> 
         if key in properties:
             properties[key] = value
     properties["s2:mgrs_tile"] = tile
-    properties["s2:product_uri"] = properties["s2:product_uri"].replace(plan.TILE, tile)
+    properties["s2:product_uri"] = properties["s2:product_uri"].replace(scenarios.TILE, tile)
     geometry = items.polygon(shapely.box(*grid.bounds), grid.crs)
     return document | {"geometry": geometry, "bbox": items.bbox(geometry), "links": []}
 
@@ -144,8 +144,8 @@ def _twin(original: dict[str, Any], home: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(json.dumps(original))
     document["id"] = re.sub(r"_\d{8}T\d{6}$", "_20190101T000000", original["id"])
     properties = document["properties"]
-    properties |= {"s2:processing_baseline": plan.OLDEST, "s2:generation_time": properties["datetime"]}
-    properties["s2:datatake_id"] = re.sub(r"N\d\d\.\d\d$", f"N{plan.OLDEST}", properties["s2:datatake_id"])
+    properties |= {"s2:processing_baseline": scenarios.OLDEST, "s2:generation_time": properties["datetime"]}
+    properties["s2:datatake_id"] = re.sub(r"N\d\d\.\d\d$", f"N{scenarios.OLDEST}", properties["s2:datatake_id"])
     (home / document["id"]).mkdir()
     for asset in document["assets"].values():
         os.link(home / original["id"] / asset["href"], home / document["id"] / asset["href"])

@@ -21,7 +21,7 @@ from sgdata import files, output_names, package_data
 from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
-from sgdata.simulation import archive, arrangement, ground, items, noise, plan, sky, spectra, surface, truth
+from sgdata.simulation import archive, arrangement, ground, items, noise, scenarios, sky, spectra, surface, truth
 from sgdata.simulation.sketch import kinds, roads
 from sgdata.types import Array, Grid, Window
 
@@ -37,7 +37,7 @@ def planted(folder: Path) -> dict[str, dict[str, object]]:
     return traps
 
 
-def in_area(pixels: Array, what: plan.Plan, factor: int) -> Array:
+def in_area(pixels: Array, what: scenarios.Scenario, factor: int) -> Array:
     window, k = what.area_window, factor
     rows = slice(window.row // k, (window.row + window.height) // k)
     return pixels[..., rows, window.col // k : (window.col + window.width) // k]
@@ -47,19 +47,19 @@ class Town:
     """A city in memory with its surface and median reflectance over a year."""
 
     def __init__(self, seed: int, size_km: float = 6, kind: str = "plain") -> None:
-        self.plan = plan.checked(seed, size_km, 12, ground=kind)
-        self.place = ground.build(self.plan)
+        self.scenario = scenarios.create(seed, size_km, 12, ground=kind)
+        self.place = ground.build(self.scenario)
         self.layers = surface.layers(self.place)
-        height, width = self.plan.area.shape
-        around = truth.grown(self.plan.area, Window(row=0, col=0, height=height, width=width))
+        height, width = self.scenario.area.shape
+        around = truth.grow(self.scenario.area, Window(row=0, col=0, height=height, width=width))
         self.surface = surface.paint(self.layers, around, seed=seed, epoch=1, ground=kind)
         self.label = self.surface.label[6:-6, 6:-6]
         self.tagged = self.surface.tagged[6:-6, 6:-6]
 
     def median(self) -> Array:
         """Return the (12, H, W) median per native resolution, repeated to 10 m."""
-        days = [one.time.timetuple().tm_yday for one in plan.scenes(self.plan) if one.epoch == 1]
-        by_day = [truth.native(truth.clear(self.surface, day)) for day in days]
+        days = [one.time.timetuple().tm_yday for one in scenarios.scenes(self.scenario) if one.epoch == 1]
+        by_day = [truth.to_native_gsd(truth.clear_ground(self.surface, day)) for day in days]
         image = np.empty((12, *self.label.shape), np.float32)
         for gsd, names in truth.ORDER.items():
             middle = np.median(np.stack([one[gsd] for one in by_day]), axis=0)
@@ -124,28 +124,30 @@ def test_noise_has_the_stated_variance() -> None:
     assert 0.9 < float(field.std()) < 1.1
 
 
-@pytest.mark.parametrize("kind", plan.GROUNDS)
+@pytest.mark.parametrize("kind", scenarios.GROUNDS)
 def test_ground_is_the_same_in_every_window(kind: str, request: pytest.FixtureRequest) -> None:
     whole: Town = request.getfixturevalue("town" if kind == "plain" else "mosaic_town")
-    around = truth.grown(whole.plan.area, Window(row=120, col=240, height=180, width=120))
+    around = truth.grow(whole.scenarios.area, Window(row=120, col=240, height=180, width=120))
     tree = shapely.STRtree([layer.outline for layer in whole.layers])
-    near = surface.near(tree, whole.layers, around)
+    near = surface.layers_near(tree, whole.layers, around)
     part = surface.paint(near, around, seed=1, epoch=1, ground=kind)
     inside = (slice(120, 312), slice(240, 372))
     for name in ("label", "a", "b", "mix", "bright", "vigour", "relief", "tagged"):
         np.testing.assert_array_equal(getattr(part, name), getattr(whole.surface, name)[inside], err_msg=name)
-    np.testing.assert_array_equal(truth.clear(part, 150), truth.clear(whole.surface, 150)[:, 120:300, 240:360])
+    np.testing.assert_array_equal(
+        truth.clear_ground(part, 150), truth.clear_ground(whole.surface, 150)[:, 120:300, 240:360]
+    )
 
 
 def test_the_area_snaps_to_the_grid_asked_for(city: Path) -> None:
-    what = truth.planned(city)
+    what = truth.read_scenario(city)
     feature = json.loads((city / "aoi.geojson").read_text())["features"][0]
     lon, lat = np.array(feature["geometry"]["coordinates"][0]).T
     x, y = Transformer.from_crs("EPSG:4326", what.area.crs, always_xy=True).transform(lon, lat)
     assert grids.snap_outward((min(x), min(y), max(x), max(y)), what.area.crs) == what.area
     assert what.area.origin[0] % 60 == what.granule.origin[0] % 60 == what.granule.origin[1] % 60 == 0
     for size in (2.0, 6.0, 7.99, 40.0):
-        assert plan.checked(1, size, 12).area.shape[0] * 10 == pytest.approx(size * 1000, abs=30)
+        assert scenarios.create(1, size, 12).area.shape[0] * 10 == pytest.approx(size * 1000, abs=30)
 
 
 # --- the place -----------------------------------------------------------------------------
@@ -192,15 +194,15 @@ def test_a_linear_classifier_neither_fails_nor_suffices(town: Town) -> None:
 
 def test_leaves_come_and_go_and_water_is_dark_in_the_infrared(town: Town) -> None:
     def at(day: int, cover: str, *names: str) -> list[float]:
-        image = truth.clear(town.surface, day)
+        image = truth.clear_ground(town.surface, day)
         here = town.surface.cover[6:-6, 6:-6] == spectra.cover_ids()[cover]
         return [float(np.median(image[L2A_BANDS.index(name)][here])) for name in names]
 
     summer, winter = at(190, "broadleaf", "B04", "B08"), at(20, "broadleaf", "B04", "B08")
     assert summer[1] / summer[0] > 2.2 * winter[1] / winter[0]
-    lake = spectra.coarser((town.surface.cover == spectra.cover_ids()["deep_water"])[6:-6, 6:-6] * 1.0, 6) == 1
+    lake = spectra.coarsen((town.surface.cover == spectra.cover_ids()["deep_water"])[6:-6, 6:-6] * 1.0, 6) == 1
     green, infrared = (
-        spectra.coarser(truth.clear(town.surface, 190)[L2A_BANDS.index(b)], 6)[lake] for b in ("B03", "B08")
+        spectra.coarsen(truth.clear_ground(town.surface, 190)[L2A_BANDS.index(b)], 6)[lake] for b in ("B03", "B08")
     )
     assert (infrared < green).all()
     assert np.median(infrared) < 400
@@ -274,7 +276,7 @@ def test_neighbours_tell_what_a_pixel_does_not(town: Town, mosaic_town: Town) ->
     gains = []
     for whole in (town, mosaic_town):
         # One summer date with the noise of a scene: the year of a pixel tells more than a composite does.
-        clear = truth.clear(whole.surface, 200).astype(np.float64)
+        clear = truth.clear_ground(whole.surface, 200).astype(np.float64)
         noise_dn = np.random.default_rng(0).standard_normal(clear.shape) * (7 + 0.008 * clear)
         logs = np.log(np.maximum(clear + noise_dn, 1))
         some = logs[[1, 3, 7, 10]]
@@ -313,7 +315,7 @@ def test_rows_and_lots_have_the_size_of_the_table() -> None:
 
 
 def test_low_sun_deepens_the_shade_of_crowns(mosaic_town: Town) -> None:
-    winter, summer = (truth.clear(mosaic_town.surface, day)[7] for day in (355, 172))
+    winter, summer = (truth.clear_ground(mosaic_town.surface, day)[7] for day in (355, 172))
     woods = mosaic_town.surface.cover[6:-6, 6:-6] == arrangement.cover_ids()["woods"]
     spread = [np.std(image[woods]) / np.mean(image[woods]) for image in (winter, summer)]
     assert spread[0] > 1.3 * spread[1]
@@ -325,13 +327,13 @@ def test_an_archive_says_which_ground_it_has(tmp_path: Path, city: Path) -> None
     assert json.loads((made / "simulation.json").read_text())["ground"] == "context"
     # An archive of the plain ground has the bytes of before there was another.
     assert "ground" not in json.loads((city / "simulation.json").read_text())
-    assert (truth.planned(made).ground, truth.planned(city).ground) == ("context", "plain")
+    assert (truth.read_scenario(made).ground, truth.read_scenario(city).ground) == ("context", "plain")
     with pytest.raises(OutputError, match="holds another simulation"):
         archive.simulate(made, size_km=2, dates=3)
     first = min(planted(made))
     clean = truth.scene(made, first)[10][truth.ORDER[10].index("B08")].astype(float)
     clear = read(made / "truth" / "clouds" / f"{first}.tif")[0] == 0
-    seen = in_area(read(made / "sentinel-2-l2a" / first / "B08.tif")[0], truth.planned(made), 1).astype(float)
+    seen = in_area(read(made / "sentinel-2-l2a" / first / "B08.tif")[0], truth.read_scenario(made), 1).astype(float)
     seen = seen - 1000 * bool(planted(made)[first]["offset_in_pixels"])
     assert abs(((seen - clean) / (7 + 0.008 * clean))[clear].mean()) < 0.05
     tags = (made / "osm" / "city.osm").read_text()
@@ -342,14 +344,14 @@ def test_an_archive_says_which_ground_it_has(tmp_path: Path, city: Path) -> None
 
 
 def test_the_position_of_the_sun_equals_that_of_a_real_item() -> None:
-    azimuth, elevation = plan.sun(datetime(2021, 5, 31, 10, 27, 27, tzinfo=UTC))
+    azimuth, elevation = scenarios.sun(datetime(2021, 5, 31, 10, 27, 27, tzinfo=UTC))
     assert azimuth == pytest.approx(156.72, abs=1.5)
     assert elevation == pytest.approx(62.18, abs=0.7)
 
 
 @pytest.mark.parametrize("dates", [3, 12, 60, 400])
 def test_passes_are_within_their_windows(dates: int) -> None:
-    scenes = plan.scenes(plan.checked(5, 6, dates))
+    scenes = scenarios.scenes(scenarios.create(5, 6, dates))
     first = [one for one in scenes if one.epoch == 1]
     assert len(first) == dates
     assert len({one.id for one in scenes}) == len(scenes)
@@ -371,15 +373,15 @@ def test_passes_are_within_their_windows(dates: int) -> None:
 
 def test_every_place_is_seen_clear_twice() -> None:
     """Check twelve dates of a whole city at coarse resolution: cloud, shadow, swath."""
-    what = plan.checked(1, 6, 12)
+    what = scenarios.create(1, 6, 12)
     window = what.area_window
     clear = np.zeros((window.height, window.width), int)
     rows, cols = (np.arange(at, at + size) for at, size in ((window.row, window.height), (window.col, window.width)))
     label = np.zeros(clear.shape, np.uint8)
-    for one in plan.scenes(what)[:12]:
+    for one in scenarios.scenes(what)[:12]:
         seed = archive.sky_seed(what, one)
         level = sky.threshold(seed, one.weather, what.granule.shape)
-        above = sky.look(one, label, seed, level, rows, cols)
+        above = sky.render_sky(one, label, seed, level, rows, cols)
         bits = above.bits & (sky.CLOUD_BIT | sky.SHADOW_BIT | sky.SNOW_BIT)
         clear += (bits == 0) & archive.covered(what, one, window, 10)
         assert (above.cloud > 0.02).mean() == pytest.approx(one.weather.cloud, abs=0.12)
@@ -387,10 +389,10 @@ def test_every_place_is_seen_clear_twice() -> None:
 
 
 def test_a_shadow_points_away_from_the_sun() -> None:
-    what = plan.checked(2, 6, 12)
-    one = next(s for s in plan.scenes(what) if s.weather.name == "scattered")
+    what = scenarios.create(2, 6, 12)
+    one = next(s for s in scenarios.scenes(what) if s.weather.name == "scattered")
     at = np.arange(600)
-    above = sky.look(one, np.zeros((600, 600), np.uint8), 9, 0.9, at, at)
+    above = sky.render_sky(one, np.zeros((600, 600), np.uint8), 9, 0.9, at, at)
     reach = one.weather.height_m / 10 / math.tan(math.radians(one.sun_elevation))
     down = round(reach * math.cos(math.radians(one.sun_azimuth)))
     right = -round(reach * math.sin(math.radians(one.sun_azimuth)))
@@ -406,7 +408,7 @@ def test_a_shadow_points_away_from_the_sun() -> None:
 
 
 def test_clear_pixels_are_truth_plus_noise_with_the_declared_offset(city: Path) -> None:
-    what, by_item = truth.planned(city), planted(city)
+    what, by_item = truth.read_scenario(city), planted(city)
     assert {one["offset_in_pixels"] for one in by_item.values()} == {True, False}
     for item_id, about in by_item.items():
         bits = read(city / "truth" / "clouds" / f"{item_id}.tif")[0]
@@ -415,7 +417,7 @@ def test_clear_pixels_are_truth_plus_noise_with_the_declared_offset(city: Path) 
         folder = city / "sentinel-2-l2a" / item_id
         for gsd, name in ((10, "B04"), (10, "B08"), (20, "B11")):
             k = gsd // 10
-            clear = spectra.coarser((bits == 0).astype(np.float32), k) == 1
+            clear = spectra.coarsen((bits == 0).astype(np.float32), k) == 1
             if clear.sum() < 500:
                 continue
             seen = in_area(read(folder / f"{name}.tif")[0], what, k)[clear].astype(float)
@@ -438,7 +440,7 @@ def test_the_truth_over_time_is_the_median_of_the_days(city: Path) -> None:
 
 
 def test_scene_classes_err_as_sen2cor_does(city: Path, town: Town) -> None:
-    what = truth.planned(city)
+    what = truth.read_scenario(city)
     missed = right = cloudy = 0
     for item_id in planted(city):
         scl = in_area(read(city / "sentinel-2-l2a" / item_id / "SCL.tif")[0], what, 2)
@@ -450,13 +452,13 @@ def test_scene_classes_err_as_sen2cor_does(city: Path, town: Town) -> None:
         assert ((scl == 0) == (bits == 255)).mean() > 0.99
     assert right > 0.9 * cloudy
     assert missed > 0
-    clear = truth.clear(town.surface, 180)
-    image = truth.native(clear)
+    clear = truth.clear_ground(town.surface, 180)
+    image = truth.to_native_gsd(clear)
     at_20m = dict(zip(truth.ORDER[20], image[20], strict=True))
-    at_20m |= {name: spectra.coarser(clear[L2A_BANDS.index(name)], 2) for name in ("B02", "B03", "B04")}
+    at_20m |= {name: spectra.coarsen(clear[L2A_BANDS.index(name)], 2) for name in ("B02", "B03", "B04")}
     zero = np.zeros((300, 300), np.float32)
     none = sky.Sky(cloud=zero, shadow=zero, cirrus=zero, haze=zero, snow=zero, glare=zero)
-    water = spectra.coarser((town.label == 5).astype(np.float32), 2)
+    water = spectra.coarsen((town.label == 5).astype(np.float32), 2)
     at = np.arange(300)
     days = [sky.scene_classes(at_20m, none, water, seed, (at, at)) for seed in range(6)]
     roof = at_20m["B02"] > 3000
@@ -498,7 +500,7 @@ def test_files_are_cloud_optimized_like_the_providers(city: Path) -> None:
     from sgdata.simulation import cogs
 
     item = sorted((city / "sentinel-2-l2a").glob("S2*"))[0]
-    large = Grid(crs=plan.CRS, origin=(600_000, 5_400_000), gsd_m=10, shape=(1100, 600))
+    large = Grid(crs=scenarios.CRS, origin=(600_000, 5_400_000), gsd_m=10, shape=(1100, 600))
     with cogs.writing(city.parent / "large.tif", large, ("B02",), "uint16", 0) as sink:
         sink(Window(row=90, col=0, height=100, width=600), np.full((1, 100, 600), 7, np.uint16))
     with rasterio.open(city.parent / "large.tif") as raster:
@@ -566,20 +568,20 @@ def test_overpass_gives_the_same_objects(city: Path) -> None:
 
 
 def test_streets_of_every_kind_bridges_and_a_tunnel() -> None:
-    place = ground.build(plan.checked(3, 6, 12))
+    place = ground.build(scenarios.create(3, 6, 12))
     drawn = {line.kind for line in place.lines}
     assert {"motorway", "motorway_link", "trunk", "primary", "secondary", "tertiary"} <= drawn
     assert {"unclassified", "residential", "living_street", "service", "pedestrian", "track", "rail"} <= drawn
     assert any(line.tags.get("bridge") == "yes" for line in place.lines)
     tunnels = [line for line in place.lines if line.tags.get("tunnel") == "yes"]
     assert tunnels
-    assert not any(line.seen for line in tunnels)
+    assert not any(line.visible for line in tunnels)
     assert any(not line.exported for line in place.lines)
     assert any(area.geometry.interiors and area.exported for area in place.areas)
 
 
 def test_a_grid_of_its_own(city: Path) -> None:
-    what = truth.planned(city)
+    what = truth.read_scenario(city)
     for path in (city / "truth").glob("*.tif"):
         with rasterio.open(path) as raster:
             west, north = raster.transform.c, raster.transform.f
@@ -660,8 +662,8 @@ def test_pbf_contains_the_same_objects_as_xml(trapped: tuple[str, Path]) -> None
 
 
 def test_archives_of_two_years_lack_a_month_and_may_have_a_broken_file(tmp_path: Path) -> None:
-    months = {f"{one.time:%Y-%m}" for one in plan.scenes(plan.checked(1, 6, 60))}
-    assert plan.EMPTY_MONTH not in months
+    months = {f"{one.time:%Y-%m}" for one in scenarios.scenes(scenarios.create(1, 6, 60))}
+    assert scenarios.EMPTY_MONTH not in months
     assert {"2019-10", "2019-12"} <= months
     folder = archive.simulate(tmp_path / "b", size_km=2, dates=3, broken=True)
     (name,) = (name for name, about in planted(folder).items() if about["traps"])

@@ -123,10 +123,12 @@ def textured(
     table = covers()
     share = _blobs(cover, rows, cols, seed + 20)
     parcel = noise.hashed(seed + 9, variant.ravel()).reshape(cover.shape)
-    at = np.nonzero(table.pattern[cover] == PATTERNS.index("grid"))
+    in_grid = np.nonzero(table.pattern[cover] == PATTERNS.index("grid"))
     lot = parcel.copy()
-    share[at], lot[at] = _grid(rows[at[0]], cols[at[1]], angle[at], variant[at], cover[at], seed + 30)
-    thing = np.where(table.along[cover] > 0, lot, parcel)
+    share[in_grid], lot[in_grid] = _grid(
+        rows[in_grid[0]], cols[in_grid[1]], angle[in_grid], variant[in_grid], cover[in_grid], seed + 30
+    )
+    unit = np.where(table.along[cover] > 0, lot, parcel)
     phase = parcel % np.uint32(spectra.PHASES)
     # Wide ranges of brightness and vigour, from parcel to parcel and from lot to lot, hide what a material is alone.
     fine, texture = noise.lattice(seed + 1, rows, cols, 1.3), table.texture[cover]
@@ -135,8 +137,8 @@ def textured(
     bright = 0.8 * texture * fine + 0.14 * noise.fractal(seed + 3, rows, cols, (60, 20, 8))
     vigour = 0.5 * texture * fine + 0.12 * noise.fractal(seed + 4, rows, cols, (40, 14))
     return Surface(
-        a=(table.a[cover, (thing >> 8) % CHOICES] * spectra.PHASES + phase).astype(np.uint16),
-        b=(table.b[cover, (thing >> 16) % CHOICES] * spectra.PHASES + phase).astype(np.uint16),
+        a=(table.a[cover, (unit >> 8) % CHOICES] * spectra.PHASES + phase).astype(np.uint16),
+        b=(table.b[cover, (unit >> 16) % CHOICES] * spectra.PHASES + phase).astype(np.uint16),
         mix=share,
         bright=(bright + 0.4 * of_parcel[0] + 0.4 * of_lot * share).astype(np.float32),
         vigour=(vigour + 0.4 * of_parcel[1]).astype(np.float32),

@@ -24,11 +24,11 @@ def voronoi(extent: Polygon, step: int, rng: Rng) -> list[Polygon]:
     # Jittered by less than half a step: Voronoi cells of such points are never slivers.
     grid = np.mgrid[west : east + step : step, south : north + step : step].reshape(2, -1).T
     points = grid + rng.uniform(-0.42, 0.42, grid.shape) * step
-    diagram = shapely.get_parts(shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=extent))
-    return [part for one in diagram for part in shapes.polygons(one.intersection(extent))]
+    cells = shapely.get_parts(shapely.voronoi_polygons(shapely.MultiPoint(points), extend_to=extent))
+    return [part for cell in cells for part in shapes.polygons(cell.intersection(extent))]
 
 
-def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> list[Cell]:
+def cut_parcels(sketch: Sketch, extent: Polygon, occupied: shapely.STRtree) -> list[Cell]:
     """Cut land into cells by country lanes, and each cell in a direction of its own into parcels: (cell, parcels)."""
     rng = sketch.rng(5)
     cells = []
@@ -37,9 +37,9 @@ def parcels_of(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> lis
         # Farms of one valley have fields of a size: the grain changes from cell to cell, not from field to field.
         target = rng.choice([14_000, 24_000, 36_000, 55_000])
         parcels = []
-        for land in shapes.minus(cell, settled):
-            pieces, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
-            parcels += pieces
+        for land in shapes.subtract(cell, occupied):
+            new_parcels, cuts = shapes.subdivide(land, target, rng, jitter=0.2)
+            parcels += new_parcels
             for depth, line in cuts:
                 if depth < 2 or rng.random() < 0.06:
                     kind = "unclassified" if depth == 0 and rng.random() < 0.6 else "track"
@@ -59,7 +59,7 @@ def _affinities(
     town = np.hypot(x - city.x, y - city.y) / city.radius
     homes = np.array([(v.x, v.y) for v in villages])
     village = np.min(np.hypot(x[:, None] - homes[:, 0], y[:, None] - homes[:, 1]), axis=1) / 400
-    seed = sketch.plan.seed * 7919
+    seed = sketch.scenario.seed * 7919
 
     def wave(number: int, cell_m: float) -> Array:
         return noise.at(seed + number, x, y, cell_m)
@@ -88,7 +88,7 @@ QUOTAS = {
 NATURAL = ("forest", "wetland", "scrub", "sand")
 
 
-def countryside(
+def draw_countryside(
     sketch: Sketch, cells: list[Cell], city: Settlement, villages: list[Settlement], water: list[Polygon]
 ) -> None:
     """Give every parcel a use by its affinities until the quota is filled, and draw the uses."""
@@ -97,39 +97,43 @@ def countryside(
     cell = np.repeat(np.arange(len(cells)), [len(parcels) for _, parcels in cells])
     middles = shapely.get_coordinates(shapely.centroid(geometries))
     # Quotas count the area alone, not its margin.
-    asked = shapely.box(*sketch.plan.area.bounds)
-    areas = shapely.area(geometries) * shapely.contains_xy(asked, middles)
-    whole = asked.area
+    area_box = shapely.box(*sketch.scenario.area.bounds)
+    areas = shapely.area(geometries) * shapely.contains_xy(area_box, middles)
+    area_m2 = area_box.area
     use = np.full(len(geometries), "arable", dtype="<U12")
     for name, score in _affinities(sketch, middles, city, villages, water).items():
         # Stable: equal scores keep the order of the parcels on every platform.
         order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
         filled = np.cumsum(areas[order])
-        use[order[: int(np.searchsorted(filled, QUOTAS[name] * whole)) + 1]] = name
-    alike = {name: shapely.STRtree(geometries[use == name]) for name in NATURAL}
+        use[order[: int(np.searchsorted(filled, QUOTAS[name] * area_m2)) + 1]] = name
+    same_use = {name: shapely.STRtree(geometries[use == name]) for name in NATURAL}
     for number in np.unique(cell):
         for name in np.unique(use[cell == number]):
-            pieces = list(geometries[(cell == number) & (use == name)])
+            use_parcels = list(geometries[(cell == number) & (use == name)])
             # Woods and wetlands grow across field boundaries; what people lay out ends at them.
             if name in NATURAL:
-                natural(sketch, str(name), pieces, alike[str(name)], cells[number][0], rng)
+                draw_natural(sketch, str(name), use_parcels, same_use[str(name)], cells[number][0], rng)
             else:
-                _use(sketch, str(name), pieces, rng)
+                _draw_use(sketch, str(name), use_parcels, rng)
 
 
-def natural(sketch: Sketch, use: str, pieces: list[Polygon], alike: shapely.STRtree, cell: Polygon, rng: Rng) -> None:
-    """Return the share of a natural cover in one cell, with rounded corners that continue across cells."""
-    near = np.unique(alike.query(pieces, "dwithin", 60)[1])
-    together = shapely.union_all(alike.geometries[near])
+def draw_natural(
+    sketch: Sketch, use: str, parcels: list[Polygon], same_use: shapely.STRtree, cell: Polygon, rng: Rng
+) -> None:
+    """Draw a natural cover in one cell, with rounded corners that continue across cells."""
+    near = np.unique(same_use.query(parcels, "dwithin", 60)[1])
+    nearby = shapely.union_all(same_use.geometries[near])
     # A closing, then an opening: gaps of 60 m fill before thin necks and slits go, and every corner is round.
-    soft = together.buffer(30).buffer(-60).buffer(30).simplify(2)
-    kept = [part for one in shapes.polygons(soft, 1000) for part in shapes.polygons(one.intersection(cell))]
-    sketch.add(use, kept, rng, hidden=0.08)
+    smooth = nearby.buffer(30).buffer(-60).buffer(30).simplify(2)
+    clipped = [
+        piece for polygon in shapes.polygons(smooth, 1000) for piece in shapes.polygons(polygon.intersection(cell))
+    ]
+    sketch.add(use, clipped, rng, hidden=0.08)
     if use == "forest":
-        sketch.add("stand", pieces, rng)
+        sketch.add("stand", parcels, rng)
 
 
-def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
+def draw_copses(sketch: Sketch, extent: Polygon, occupied: shapely.STRtree) -> None:
     """Scatter groves, thickets and ponds over the fields; OpenStreetMap lacks a third of them."""
     rng = sketch.rng(8)
     west, south, east, north = extent.bounds
@@ -138,29 +142,29 @@ def copses(sketch: Sketch, extent: Polygon, settled: shapely.STRtree) -> None:
         x, y, r = rng.uniform(west, east), rng.uniform(south, north), 14 + rng.exponential(16)
         kind = str(rng.choice(["copse", "copse", "scrub", "lake"], p=[0.4, 0.3, 0.25, 0.05]))
         shape = shapes.blob(x, y, r, rng, rough=0.3, stretch=rng.uniform(1, 4))
-        if not len(settled.query(shape, "intersects")):
+        if not len(occupied.query(shape, "intersects")):
             sketch.add(kind, [shape], rng, hidden=0.35)
 
 
-def _use(sketch: Sketch, use: str, pieces: list[Polygon], rng: Rng) -> None:
+def _draw_use(sketch: Sketch, use: str, parcels: list[Polygon], rng: Rng) -> None:
     """Draw the parcels of one cell that share a use."""
     if use == "golf":
-        sketch.add("golf", shapes.polygons(shapely.union_all(pieces)), rng)
+        sketch.add("golf", shapes.polygons(shapely.union_all(parcels)), rng)
     elif use == "housing":
-        for piece in pieces:
-            housing(sketch, piece, rng)
+        for parcel in parcels:
+            draw_housing(sketch, parcel, rng)
     # Half of the fields are mapped as one farmland over several crops, as they mostly are.
     elif use == "arable" and rng.random() < 0.5:
-        sketch.add("arable", shapes.polygons(shapely.union_all(pieces)), rng, hidden=0.1)
-        sketch.add("crop", pieces, rng)
+        sketch.add("arable", shapes.polygons(shapely.union_all(parcels)), rng, hidden=0.1)
+        sketch.add("crop", parcels, rng)
     else:
-        sketch.add({"works_site": "building_site"}.get(use, use), pieces, rng, hidden=0.1)
+        sketch.add({"works_site": "building_site"}.get(use, use), parcels, rng, hidden=0.1)
 
 
-def housing(sketch: Sketch, piece: Polygon, rng: Rng) -> None:
+def draw_housing(sketch: Sketch, parcel: Polygon, rng: Rng) -> None:
     """Draw a housing estate: blocks of one look between streets."""
-    sketch.add("residential", [piece], rng, hidden=0.1)
-    blocks, cuts = shapes.subdivide(piece, 8000, rng)
+    sketch.add("residential", [parcel], rng, hidden=0.1)
+    blocks, cuts = shapes.subdivide(parcel, 8000, rng)
     sketch.add(str(rng.choice(["suburb", "villas", "slabs"], p=[0.6, 0.2, 0.2])), blocks, rng)
     for _, line in cuts:
         sketch.draw("residential", line, rng, hidden=0.05)
@@ -174,10 +178,10 @@ CHANGES = (
 )  # fmt: skip
 
 
-def changes(sketch: Sketch) -> None:
+def draw_changes(sketch: Sketch) -> None:
     """Add the areas of epoch 2: new buildings on fields near towns, felled forest, a quarry."""
     rng = sketch.rng(7)
-    area = shapely.box(*sketch.plan.area.bounds)
+    area = shapely.box(*sketch.scenario.area.bounds)
     # Whole changes only: one that the edge cuts off would be scored by a part of it.
     inside = area.buffer(-150)
     shapely.prepare(inside)

@@ -80,10 +80,10 @@ def _groups(sources: dict[str, tuple[Grid, Array]]) -> dict[str, dict[str, tuple
     """Return grid and values of each array, by group and name."""
     groups: dict[str, dict[str, tuple[Grid, Array]]] = {}
     for gsd in GSDS_M:
-        own = tuple(band for band in L2A_BANDS if MSI.gsd_m(band) == gsd)
-        bands = sorted({*own, *REPEATED.get(gsd, ())}, key=str.lower)
-        grid = sources[own[0]][0]
-        group = {band.lower(): (grid, _at(sources[band], grid)) for band in bands}
+        native_bands = tuple(band for band in L2A_BANDS if MSI.gsd_m(band) == gsd)
+        bands = sorted({*native_bands, *REPEATED.get(gsd, ())}, key=str.lower)
+        grid = sources[native_bands[0]][0]
+        group = {band.lower(): (grid, _to_grid(sources[band], grid)) for band in bands}
         groups[f"measurements/reflectance/r{gsd}m"] = group
     scl, at_60m = sources["SCL"], sources["B01"][0]
     for gsd, grid in ((20, scl[0]), (60, at_60m)):
@@ -98,11 +98,11 @@ def _groups(sources: dict[str, tuple[Grid, Array]]) -> dict[str, dict[str, tuple
     return groups | {"quality/probability/r20m": probability}
 
 
-def _at(source: tuple[Grid, Array], grid: Grid) -> Array:
+def _to_grid(source: tuple[Grid, Array], grid: Grid) -> Array:
     """Return a band on the grid of another pixel size: its mean, or its pixels repeated."""
-    own, values = source
-    factor = round(max(own.gsd_m, grid.gsd_m) / min(own.gsd_m, grid.gsd_m))
-    if own.gsd_m >= grid.gsd_m:
+    source_grid, values = source
+    factor = round(max(source_grid.gsd_m, grid.gsd_m) / min(source_grid.gsd_m, grid.gsd_m))
+    if source_grid.gsd_m >= grid.gsd_m:
         return values.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = grid.shape
     blocks = values.reshape(height, factor, width, factor).astype(np.uint32)
@@ -122,7 +122,7 @@ def _coordinates(grid: Grid) -> tuple[Array, Array]:
 def _attributes(grid: Grid, array: str, *, is_band: bool, offset: bool) -> dict[str, Any]:
     from pyproj import CRS
 
-    own: dict[str, Any] = {"coordinates": ["x", "y"], "dimensions": ["y", "x"]}
+    eopf_attributes: dict[str, Any] = {"coordinates": ["x", "y"], "dimensions": ["y", "x"]}
     west, south, east, north = grid.bounds
     attributes = {
         "_ARRAY_DIMENSIONS": ["y", "x"],
@@ -137,9 +137,9 @@ def _attributes(grid: Grid, array: str, *, is_band: bool, offset: bool) -> dict[
             "add_offset": -0.1 if offset else 0.0, "dtype": "<u2", "fill_value": 0, "scale_factor": 0.0001,
             "long_name": f"BOA reflectance from MSI acquisition at spectral band {array}", "units": "digital_counts",
         }  # fmt: skip
-        own |= stored | {"eopf_is_masked": True, "eopf_target_dtype": "<f8"}
+        eopf_attributes |= stored | {"eopf_is_masked": True, "eopf_target_dtype": "<f8"}
         attributes |= stored | {"valid_min": 1, "valid_max": 65535}
-    return attributes | {"_eopf_attrs": own}
+    return attributes | {"_eopf_attrs": eopf_attributes}
 
 
 def _write_array(
@@ -151,24 +151,24 @@ def _write_array(
     describe: Callable[[str, dict[str, Any]], None],
 ) -> None:
     chunks = [min(CHUNK_PX, size) for size in values.shape]
-    about = {
+    array_metadata = {
         "chunks": chunks, "compressor": COMPRESSOR, "dimension_separator": ".", "dtype": values.dtype.str,
         "fill_value": fill, "filters": None, "order": "C", "shape": list(values.shape), "zarr_format": 2,
     }  # fmt: skip
-    describe(f"{path}/.zarray", about)
+    describe(f"{path}/.zarray", array_metadata)
     describe(f"{path}/.zattrs", attributes)
-    for key, part in _chunks(values, chunks):
-        put(f"{path}/{key}", compress(part))
+    for key, chunk in _chunks(values, chunks):
+        put(f"{path}/{key}", compress(chunk))
 
 
 def _chunks(values: Array, sides: list[int]) -> Iterator[tuple[str, Array]]:
     """Yield key and values of each chunk; those at the edges are padded with zeros."""
     counts = [math.ceil(size / side) for size, side in zip(values.shape, sides, strict=True)]
-    for place in np.ndindex(*counts):
-        part = values[tuple(slice(n * side, (n + 1) * side) for n, side in zip(place, sides, strict=True))]
-        whole = np.zeros(sides, values.dtype)
-        whole[tuple(slice(0, size) for size in part.shape)] = part
-        yield ".".join(map(str, place)), whole
+    for index in np.ndindex(*counts):
+        inside = values[tuple(slice(n * side, (n + 1) * side) for n, side in zip(index, sides, strict=True))]
+        chunk = np.zeros(sides, values.dtype)
+        chunk[tuple(slice(0, size) for size in inside.shape)] = inside
+        yield ".".join(map(str, index)), chunk
 
 
 def compress(values: Array) -> bytes:

@@ -15,7 +15,7 @@ from pyproj import Transformer
 
 from sgdata import package_data
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
-from sgdata.simulation.plan import TILE, Scene, made
+from sgdata.simulation.scenarios import TILE, Scene, processing_time
 from sgdata.types import Array, Grid
 
 COLLECTION = "sentinel-2-l2a"
@@ -62,32 +62,32 @@ def item(
     geometry = polygon(footprint, crs or granule.crs)
     document = _template("item")
     properties = document["properties"] | _properties(scene, counts) | {"proj:code": granule.crs}
-    own = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
-    return document | own | {"assets": _assets(scene, granule)}
+    fields = {"id": scene.id, "geometry": geometry, "bbox": bbox(geometry), "properties": properties}
+    return document | fields | {"assets": _assets(scene, granule)}
 
 
 def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     time = scene.time
-    done = made(scene)
+    processed = processing_time(scene)
     # Readers take the orbit from the product name if no property has it.
     number = scene.baseline.replace(".", "")
     total = max(int(counts.sum()), 1)
     # Shares of the pixels with data, as Sen2Cor reports them.
-    seen = max(total - int(counts[SceneClass.NO_DATA]), 1)
-    shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / seen, 6) for value, name in SHARES.items()}
+    with_data = max(total - int(counts[SceneClass.NO_DATA]), 1)
+    shares = {f"s2:{name}_percentage": round(100 * int(counts[value]) / with_data, 6) for value, name in SHARES.items()}
     stem = f"{scene.platform}_MSIL2A_{time:%Y%m%dT%H%M%S}_N{number}_R{scene.orbit:03d}_T{TILE}"
     return shares | {
         "datetime": f"{time:%Y-%m-%dT%H:%M:%S}.000000Z",
-        "created": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
-        "updated": f"{done:%Y-%m-%dT%H:%M:%S}.000Z",
+        "created": f"{processed:%Y-%m-%dT%H:%M:%S}.000Z",
+        "updated": f"{processed:%Y-%m-%dT%H:%M:%S}.000Z",
         "platform": f"sentinel-{scene.platform[1:].lower()}",
         "eo:cloud_cover": round(sum(shares[key] for key in CLOUDS), 6),
         "view:sun_azimuth": round(scene.sun_azimuth, 9),
         "view:sun_elevation": round(scene.sun_elevation, 9),
         "s2:nodata_pixel_percentage": round(100 * int(counts[SceneClass.NO_DATA]) / total, 6),
         "s2:processing_baseline": scene.baseline,
-        "s2:product_uri": f"{stem}_{done:%Y%m%dT%H%M%S}.SAFE",
-        "s2:generation_time": f"{done:%Y-%m-%dT%H:%M:%S}.000000Z",
+        "s2:product_uri": f"{stem}_{processed:%Y%m%dT%H%M%S}.SAFE",
+        "s2:generation_time": f"{processed:%Y-%m-%dT%H:%M:%S}.000000Z",
         "s2:datatake_id": f"G{scene.platform}_{time:%Y%m%dT%H%M%S}_{scene.index + 20000:06d}_N{scene.baseline}",
         "s2:sequence": "1" if scene.baseline == "05.00" else "0",
         "earthsearch:boa_offset_applied": scene.baseline >= "04.00" and not scene.offset_in_pixels,
@@ -100,8 +100,8 @@ def _assets(scene: Scene, granule: Grid) -> dict[str, Any]:
         band, stored = BAND[name], {"nodata": 0, "data_type": "uint16", "bits_per_sample": 15, "scale": 0.0001}
         stored |= {"spatial_resolution": band.gsd_m, "offset": -0.1 if scene.offset_in_pixels else 0}
         colours = [{"name": KEYS[name], "center_wavelength": band.wavelength_nm / 1000}]
-        about = {"gsd": band.gsd_m, "eo:bands": colours, "raster:bands": [stored]}
-        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | about
+        fields = {"gsd": band.gsd_m, "eo:bands": colours, "raster:bands": [stored]}
+        assets[KEYS[name]] = _asset(f"{name}.tif", band.gsd_m, granule) | fields
     stored = {"nodata": 0, "data_type": "uint8", "spatial_resolution": 20}
     assets["scl"] = _asset("SCL.tif", 20, granule) | {"raster:bands": [stored]}
     return assets
@@ -148,29 +148,35 @@ ZARR = "application/vnd+zarr"
 BAND_OF = {key: band for band, key in KEYS.items()} | {"scl": "SCL"}
 
 
-def written(document: dict[str, Any], layout: str) -> dict[str, Any]:
+def to_layout(document: dict[str, Any], layout: str) -> dict[str, Any]:
     """Convert an Earth Search item to the layout of another provider, one of LAYOUTS."""
     if layout == "earth-search":
         return document
     if layout == "planetary-computer":
-        return document | {"properties": _microsoft(document), "assets": _bands(document, {}, "")}
+        return document | {
+            "properties": _planetary_computer_properties(document),
+            "assets": _rename_assets(document, {}, ""),
+        }
     code = {key: value for key, value in document["properties"].items() if key == "proj:code"}
     if layout == "eopf":
-        kept = _copernicus(document) | code
+        properties = _copernicus_properties(document) | code
         for key in ("processing:version", "processing:datetime", "statistics"):  # its items have none of these
-            del kept[key]
-        return document | {"properties": kept | {"processing:level": "L2A"}, "assets": _zarr_assets(document, code)}
-    return document | {"properties": _copernicus(document), "assets": _bands(document, code, "m")}
+            del properties[key]
+        return document | {
+            "properties": properties | {"processing:level": "L2A"},
+            "assets": _zarr_assets(document, code),
+        }
+    return document | {"properties": _copernicus_properties(document), "assets": _rename_assets(document, code, "m")}
 
 
-def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
+def _planetary_computer_properties(document: dict[str, Any]) -> dict[str, Any]:
     properties = document["properties"]
     # No offset flag and no grid code, as at Planetary Computer.
-    kept = {key: value for key, value in properties.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
+    selected = {key: value for key, value in properties.items() if key.startswith(("s2:", "eo:")) or key == "datetime"}
     # An item may have lost its projection to a trap.
     if "proj:code" in properties:
-        kept["proj:epsg"] = int(properties["proj:code"].removeprefix("EPSG:"))
-    return kept | {
+        selected["proj:epsg"] = int(properties["proj:code"].removeprefix("EPSG:"))
+    return selected | {
         "platform": f"Sentinel-{properties['platform'][-2:].upper()}",
         "constellation": "Sentinel 2",
         "s2:mgrs_tile": properties["grid:code"].removeprefix("MGRS-"),
@@ -178,7 +184,7 @@ def _microsoft(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _copernicus(document: dict[str, Any]) -> dict[str, Any]:
+def _copernicus_properties(document: dict[str, Any]) -> dict[str, Any]:
     properties = document["properties"]
     kept = {
         key: properties[key] for key in ("datetime", "created", "updated", "platform", "eo:cloud_cover", "grid:code")
@@ -197,20 +203,20 @@ def _orbit(properties: dict[str, Any]) -> int:
     return int(properties["s2:product_uri"].split("_R")[1][:3])
 
 
-def _bands(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[str, Any]:
+def _rename_assets(document: dict[str, Any], extra: dict[str, Any], unit: str) -> dict[str, Any]:
     """Return the assets under the keys of the other provider; with a `unit` they have resolution, scale and offset."""
     assets = {}
     for key, asset in document["assets"].items():
         band = BAND_OF[key]
         gsd = BAND[band].gsd_m if band in BAND else 20
         # Neither of the two has bands by common name as Earth Search does.
-        kept = {k: v for k, v in asset.items() if k not in {"raster:bands", "eo:bands"}} | {"gsd": gsd}
+        renamed = {k: v for k, v in asset.items() if k not in {"raster:bands", "eo:bands"}} | {"gsd": gsd}
         if unit:
             stored = asset["raster:bands"][0]
-            kept |= extra | {"data_type": stored["data_type"], "nodata": 0}
+            renamed |= extra | {"data_type": stored["data_type"], "nodata": 0}
             if band in BAND:
-                kept |= {"raster:scale": 0.0001, "raster:offset": stored["offset"]}
-        assets[f"{band}_{gsd}{unit}" if unit else band] = kept
+                renamed |= {"raster:scale": 0.0001, "raster:offset": stored["offset"]}
+        assets[f"{band}_{gsd}{unit}" if unit else band] = renamed
     return assets
 
 

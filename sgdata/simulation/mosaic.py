@@ -22,53 +22,55 @@ QUOTAS = {
 GREEN = ("golf", "golf", "park", "park", "allotments", "cemetery", "sports")
 
 
-def countryside(sketch: Sketch, extent: Polygon, settled: shapely.STRtree, water: list[Polygon]) -> None:
+def draw_countryside(sketch: Sketch, extent: Polygon, occupied: shapely.STRtree, water: list[Polygon]) -> None:
     """Cut land into cells, deal them to the uses, and draw each use."""
     rng = sketch.rng(5)
-    cells = [(cell, shapes.minus(cell, settled)) for cell in country.voronoi(extent, CELL_M, rng)]
+    cells = [(cell, shapes.subtract(cell, occupied)) for cell in country.voronoi(extent, CELL_M, rng)]
     cells = [(cell, land) for cell, land in cells if land]
-    use = _uses(sketch, [cell for cell, _ in cells], water)
-    alike = {
-        name: shapely.STRtree([part for (_, land), one in zip(cells, use, strict=True) if one == name for part in land])
+    uses = _assign_uses(sketch, [cell for cell, _ in cells], water)
+    same_use = {
+        name: shapely.STRtree(
+            [piece for (_, land), cell_use in zip(cells, uses, strict=True) if cell_use == name for piece in land]
+        )
         for name in country.NATURAL
     }
-    for (cell, land), name in zip(cells, use, strict=True):
+    for (cell, land), name in zip(cells, uses, strict=True):
         if name in country.NATURAL:
-            country.natural(sketch, name, land, alike[name], cell, rng)
+            country.draw_natural(sketch, name, land, same_use[name], cell, rng)
         else:
-            for part in land:
-                _use(sketch, name, part, rng)
+            for piece in land:
+                _draw_use(sketch, name, piece, rng)
 
 
-def _uses(sketch: Sketch, cells: list[Polygon], water: list[Polygon]) -> list[str]:
+def _assign_uses(sketch: Sketch, cells: list[Polygon], water: list[Polygon]) -> list[str]:
     """Deal the cells to the uses: wetland and gravel near water, woods together, the others anywhere."""
     x, y = shapely.get_coordinates(shapely.centroid(cells)).T
     shore = shapely.distance(shapely.points(x, y), shapely.union_all(water)) / 250
-    asked = shapely.contains_xy(shapely.box(*sketch.plan.area.bounds), x, y)
+    in_area = shapely.contains_xy(shapely.box(*sketch.scenario.area.bounds), x, y)
     use = np.full(len(cells), "arable", "<U8")
     for number, (name, quota) in enumerate(QUOTAS.items()):
-        score = noise.at(sketch.plan.seed * 7919 + 40 + number, x, y, 1500 if name == "forest" else 150)
+        score = noise.at(sketch.scenario.seed * 7919 + 40 + number, x, y, 1500 if name == "forest" else 150)
         if name in ("wetland", "sand"):
             score = score - np.minimum(shore, 4)
         # Stable: equal scores keep the order of the cells on every platform.
         order = np.argsort(-np.where(use == "arable", score, -np.inf), kind="stable")
-        use[order[: int(np.searchsorted(np.cumsum(asked[order]), quota * asked.sum())) + 1]] = name
+        use[order[: int(np.searchsorted(np.cumsum(in_area[order]), quota * in_area.sum())) + 1]] = name
     return [str(name) for name in use]
 
 
-def _use(sketch: Sketch, use: str, land: Polygon, rng: Rng) -> None:
+def _draw_use(sketch: Sketch, use: str, land: Polygon, rng: Rng) -> None:
     """Draw the land of one cell."""
     if use == "arable":
-        _fields(sketch, land, rng)
+        _draw_fields(sketch, land, rng)
     elif use == "pasture":
-        _pastures(sketch, land, rng)
+        _draw_pastures(sketch, land, rng)
     elif use == "quarry":
         for piece in shapes.subdivide(land, 70_000, rng)[0]:
-            _pits(sketch, piece, rng)
+            _draw_pits(sketch, piece, rng)
     elif use == "works":
-        town.works(sketch, land, rng)
+        town.draw_works(sketch, land, rng)
     elif use == "housing":
-        country.housing(sketch, land, rng)
+        country.draw_housing(sketch, land, rng)
     elif use == "orchard":
         sketch.add("orchard", shapes.subdivide(land, 16_000, rng)[0], rng, hidden=0.05)
     else:
@@ -76,7 +78,7 @@ def _use(sketch: Sketch, use: str, land: Polygon, rng: Rng) -> None:
             sketch.add(str(rng.choice(GREEN)), [piece], rng, hidden=0.05)
 
 
-def _fields(sketch: Sketch, land: Polygon, rng: Rng) -> None:
+def _draw_fields(sketch: Sketch, land: Polygon, rng: Rng) -> None:
     """Draw fields as strips side by side, mapped as one farmland, with a track between them."""
     sketch.add("arable", [land], rng, hidden=0.05)
     blocks, cuts = shapes.subdivide(land, 60_000, rng)
@@ -87,7 +89,7 @@ def _fields(sketch: Sketch, land: Polygon, rng: Rng) -> None:
         sketch.add("crop", shapes.strips(block, width, rng), rng)
 
 
-def _pastures(sketch: Sketch, land: Polygon, rng: Rng) -> None:
+def _draw_pastures(sketch: Sketch, land: Polygon, rng: Rng) -> None:
     """Draw wide pastures, most of them with hedges on their bounds."""
     for piece in shapes.subdivide(land, 30_000, rng, jitter=0.25)[0]:
         sketch.add("pasture", [piece], rng, hidden=0.05)
@@ -95,7 +97,7 @@ def _pastures(sketch: Sketch, land: Polygon, rng: Rng) -> None:
             sketch.add("hedge", shapes.polygons(piece.difference(piece.buffer(-9))), rng)
 
 
-def _pits(sketch: Sketch, land: Polygon, rng: Rng) -> None:
+def _draw_pits(sketch: Sketch, land: Polygon, rng: Rng) -> None:
     """Draw a pit with benches and walls that follow its outline, and water at the bottom."""
     # Two pixels each: narrower benches would be one colour in the picture.
     for pit in shapes.polygons(land.buffer(-25).buffer(15), 2000):
@@ -104,16 +106,16 @@ def _pits(sketch: Sketch, land: Polygon, rng: Rng) -> None:
             sketch.add(kind, shapes.polygons(pit.buffer(-inset)), rng)
 
 
-def streams(sketch: Sketch, extent: Polygon, avoid: list[Polygon]) -> list[Polygon]:
+def draw_streams(sketch: Sketch, extent: Polygon, avoid: list[Polygon]) -> list[Polygon]:
     """Draw narrow streams across the land, in pieces, and return them."""
     rng = sketch.rng(9)
     west, south, east, north = extent.bounds
-    closed, found = shapely.union_all(avoid), []
-    for _ in range(max(3, round(sketch.plan.size_km * 0.8))):
+    avoided, streams = shapely.union_all(avoid), []
+    for _ in range(max(3, round(sketch.scenario.size_km * 0.8))):
         start, end = (rng.uniform(west, east), south), (rng.uniform(west, east), north)
         if rng.random() < 0.5:
             start, end = (west, rng.uniform(south, north)), (east, rng.uniform(south, north))
-        bed = shapes.wander(start, end, rng, sway=260).buffer(rng.uniform(7, 11)).difference(closed)
-        found += [piece for part in shapes.polygons(bed) for piece in shapes.subdivide(part, 12_000, rng)[0]]
-    sketch.add("stream", found, rng, hidden=0.05)
-    return found
+        bed = shapes.winding_line(start, end, rng, sway=260).buffer(rng.uniform(7, 11)).difference(avoided)
+        streams += [piece for part in shapes.polygons(bed) for piece in shapes.subdivide(part, 12_000, rng)[0]]
+    sketch.add("stream", streams, rng, hidden=0.05)
+    return streams

@@ -17,8 +17,8 @@ import numpy as np
 import shapely
 from pyproj import Transformer
 
-from sgdata.simulation.plan import CRS
-from sgdata.simulation.sketch import Area, Place, Tags, kinds, roads
+from sgdata.simulation.scenarios import CRS
+from sgdata.simulation.sketch import Area, Landscape, Tags, kinds, roads
 from sgdata.types import Array
 
 # The last second of the first epoch: later labels would show changes that are not in its images.
@@ -46,7 +46,7 @@ class Elements:
         return FIRST_WAY + len(self.ways) - 1
 
 
-def elements(place: Place) -> Elements:
+def elements(place: Landscape) -> Elements:
     """Return everything of the place that is in OpenStreetMap."""
     to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
     out = Elements()

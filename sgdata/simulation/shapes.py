@@ -43,25 +43,25 @@ def blob(x: float, y: float, radius: float, rng: Rng, *, rough: float = 0.2, str
     return polygons(shape.buffer(0))[0]
 
 
-def wander(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sway: float) -> LineString:
+def winding_line(start: tuple[float, float], end: tuple[float, float], rng: Rng, *, sway: float) -> LineString:
     """Draw a line from start to end with bends of 0.5 to 4 km that deviate by about `sway` metres."""
     length = math.dist(start, end)
-    along = np.linspace(0, 1, max(int(length / 50), 3))
-    aside = np.zeros(len(along))
+    position = np.linspace(0, 1, max(int(length / 50), 3))
+    deviation = np.zeros(len(position))
     # Amplitude over wavelength as the sum of a coloured noise: large bends swing far, small ones little.
     for bend in (4000, 2000, 1000, 550):
         waves = max(length / bend, 0.5)
         phase = rng.uniform(0, 2 * np.pi)
-        aside += sway * (bend / 4000) ** 0.7 * rng.normal() * np.sin(2 * np.pi * waves * along + phase)
+        deviation += sway * (bend / 4000) ** 0.7 * rng.normal() * np.sin(2 * np.pi * waves * position + phase)
     # Calm over the last 300 m, so that the line truly starts and ends where others do.
-    aside *= np.minimum(1, np.minimum(along, 1 - along) * length / 300)
+    deviation *= np.minimum(1, np.minimum(position, 1 - position) * length / 300)
     east, north = (end[0] - start[0]) / length, (end[1] - start[1]) / length
-    x = start[0] + east * length * along - north * aside
-    y = start[1] + north * length * along + east * aside
+    x = start[0] + east * length * position - north * deviation
+    y = start[1] + north * length * position + east * deviation
     return LineString(np.column_stack([x, y]))
 
 
-def toward(x: float, y: float, bearing: float, distance: float) -> tuple[float, float]:
+def point_toward(x: float, y: float, bearing: float, distance: float) -> tuple[float, float]:
     """Return the point at a distance from (x, y) on a bearing in radians clockwise from north."""
     return x + distance * math.sin(bearing), y + distance * math.cos(bearing)
 
@@ -89,16 +89,16 @@ def subdivide(
     shape: Polygon, target_m2: float, rng: Rng, *, axis: float | None = None, jitter: float = 0.12
 ) -> tuple[list[Polygon], list[tuple[int, LineString]]]:
     """Halve a shape repeatedly into pieces of about `target_m2`; return them and the cuts as (depth, line)."""
-    pieces, cuts, waiting = [], [], [(shape, 0)]
-    while waiting:
-        piece, depth = waiting.pop()
+    pieces, cuts, unfinished = [], [], [(shape, 0)]
+    while unfinished:
+        piece, depth = unfinished.pop()
         # The random factor spreads the sizes; the depth ends the halving of a sliver that never gets smaller.
         if piece.area < target_m2 * rng.uniform(1.0, 1.9) or depth > 12:
             pieces.append(piece)
             continue
         parts, line = cut(piece, rng, axis=axis, jitter=jitter)
         cuts += [(depth, part) for part in lines(line.intersection(piece))]
-        waiting += [(part, depth + 1) for part in parts]
+        unfinished += [(part, depth + 1) for part in parts]
     return pieces, cuts
 
 
@@ -126,7 +126,7 @@ def strips(shape: Polygon, width_m: float, rng: Rng) -> list[Polygon]:
     return [part for piece in shapely.intersection(shape, bands) for part in polygons(piece, 400)]
 
 
-def minus(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
+def subtract(shape: BaseGeometry, tree: shapely.STRtree) -> list[Polygon]:
     """Return the polygons of a shape outside everything in the tree."""
     hits = tree.query(shape, predicate="intersects")
     if len(hits):
@@ -142,16 +142,16 @@ def crossing(line: LineString, over: BaseGeometry) -> Iterator[tuple[bool, LineS
             yield inside, piece
 
 
-def scattered(count: int, around: Polygon, apart_m: float, rng: Rng, avoid: Iterable[Polygon]) -> list[Point]:
+def scatter(count: int, area: Polygon, apart_m: float, rng: Rng, avoid: Iterable[Polygon]) -> list[Point]:
     """Draw up to `count` random points inside, so far from each other and outside the shapes to avoid."""
-    west, south, east, north = around.bounds
-    taken: list[Point] = []
-    closed = shapely.union_all(list(avoid))
+    west, south, east, north = area.bounds
+    points: list[Point] = []
+    avoided = shapely.union_all(list(avoid))
     # Rejection, with an end: a small area may have no room for all.
     for _ in range(count * 30):
         point = Point(rng.uniform(west, east), rng.uniform(south, north))
-        if all(point.distance(other) > apart_m for other in taken) and not closed.intersects(point):
-            taken.append(point)
-        if len(taken) == count:
+        if all(point.distance(earlier) > apart_m for earlier in points) and not avoided.intersects(point):
+            points.append(point)
+        if len(points) == count:
             break
-    return taken
+    return points

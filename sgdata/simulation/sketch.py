@@ -1,4 +1,4 @@
-"""Types of the simulated place and the lists that collect them.
+"""Types of the simulated ground and the lists that collect them.
 
 Classes are the ids of the label space `segmunich-osm`; tags are those of the tag table.
 """
@@ -16,7 +16,7 @@ from shapely.geometry import LineString, Polygon
 from sgdata import package_data
 
 if TYPE_CHECKING:
-    from sgdata.simulation.plan import Plan
+    from sgdata.simulation.scenarios import Scenario
 
 Rng = np.random.Generator
 Tags = dict[str, str]
@@ -54,7 +54,11 @@ class Road:
 def _tags(text: str) -> tuple[Tags, ...]:
     """Parse tags: `key=value` joined by `&`, alternatives by `|`."""
     # Alternatives repeated in the table are weights: two of three orchards are orchards, one is a vineyard.
-    return tuple(dict(pair.split("=") for pair in one.split("&")) for one in text.split("|")) if text else ()
+    return (
+        tuple(dict(pair.split("=") for pair in alternative.split("&")) for alternative in text.split("|"))
+        if text
+        else ()
+    )
 
 
 # The table, not this file, is what a mapper would check: one line per kind, in the words of the OpenStreetMap wiki.
@@ -96,14 +100,14 @@ class Area:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A street, railway or watercourse. Tunnels are exported but not seen."""
+    """A street, railway or watercourse. Tunnels are exported but not visible."""
 
     geometry: LineString
     kind: str
     tags: dict[str, str]
     variant: int
     exported: bool = True
-    seen: bool = True
+    visible: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +121,8 @@ class Settlement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """The whole of it, in EPSG:32632 metres."""
+class Landscape:
+    """Areas and lines of the simulated ground, in EPSG:32632 metres."""
 
     areas: tuple[Area, ...]
     lines: tuple[Line, ...]
@@ -126,10 +130,10 @@ class Place:
 
 
 class Sketch:
-    """The growing lists while a place is drawn, with one random stream per stage."""
+    """Areas and lines while a landscape is drawn, with one random stream per stage."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
         self.areas: list[Area] = []
         self.lines: list[Line] = []
 
@@ -137,15 +141,15 @@ class Sketch:
     # the pair (seed, stage) is a key and needs no warm-up.
     def rng(self, stage: int) -> Rng:
         """Return the random generator of a stage."""
-        return np.random.Generator(np.random.Philox(key=[self.plan.seed, stage]))
+        return np.random.Generator(np.random.Philox(key=[self.scenario.seed, stage]))
 
-    def add(self, kind: str, pieces: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
+    def add(self, kind: str, polygons: Sequence[Polygon], rng: Rng, *, hidden: float = 0.0, epoch: int = 1) -> None:
         """Add areas of a kind; a share `hidden` of them is not in OpenStreetMap."""
-        for piece in pieces:
+        for polygon in polygons:
             # The order of draws is part of the format: `and` spares the draw where a kind has no tags.
             exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
             variant = int(rng.integers(2**31))
-            self.areas.append(Area(geometry=piece, kind=kind, variant=variant, exported=exported, epoch=epoch))
+            self.areas.append(Area(geometry=polygon, kind=kind, variant=variant, exported=exported, epoch=epoch))
 
     def draw(self, kind: str, path: LineString, rng: Rng, *, hidden: float = 0.0, **tags: str) -> None:
         """Add a line of a kind."""
@@ -157,5 +161,5 @@ class Sketch:
         elif road.lanes and rng.random() < 0.5:
             tags["lanes"] = str(road.lanes)
         # Last, so that `hidden` alone never changes how a line looks.
-        known = rng.random() >= hidden
-        self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=known))
+        exported = rng.random() >= hidden
+        self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=exported))

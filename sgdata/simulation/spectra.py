@@ -17,7 +17,7 @@ import numpy as np
 
 from sgdata import package_data
 from sgdata.sentinel2 import L2A_BANDS
-from sgdata.simulation import plan
+from sgdata.simulation import scenarios
 from sgdata.simulation.noise import Field
 from sgdata.types import Array
 
@@ -107,7 +107,7 @@ class Surface:
 
 def shadow_length(day: int) -> float:
     """Return the length of a shadow at the overpass on a day of the year, in heights of the thing that casts it."""
-    _, elevation = plan.sun(datetime(2019, 1, 1, 10, 25, tzinfo=UTC) + timedelta(days=day - 1))
+    _, elevation = scenarios.sun(datetime(2019, 1, 1, 10, 25, tzinfo=UTC) + timedelta(days=day - 1))
     return 1 / math.tan(math.radians(elevation))
 
 
@@ -121,11 +121,11 @@ def reflectance(surface: Surface, day: int) -> Field:
         ground = values[surface.a]
         ground += (values[surface.b] - ground) * surface.mix
         ground *= 1 + BRIGHTNESS[band] * bright + VIGOUR[band] * surface.vigour
-        result[band] = blurred(ground)
+        result[band] = blur(ground)
     return np.maximum(result, 1)  # 0 would read as nodata
 
 
-def blurred(image: Field) -> Field:
+def blur(image: Field) -> Field:
     """Smooth an image with [1 2 1]/4 in both directions; edges are repeated."""
     # This response is 0 at the Nyquist frequency, where MSI's specification has 0.15 to 0.30: a little softer than
     # the instrument, but without aliases, so that plain means may stand for its 20 m and 60 m detectors.
@@ -134,8 +134,8 @@ def blurred(image: Field) -> Field:
     return np.asarray((rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) * np.float32(1 / 16))
 
 
-def coarser(image: Array, factor: int) -> Field:
+def coarsen(image: Array, factor: int) -> Field:
     """Average `factor` x `factor` pixels over the last two axes."""
     *lead, height, width = image.shape
-    pieces = image.reshape(*lead, height // factor, factor, width // factor, factor)
-    return np.asarray(pieces.mean(axis=(-3, -1), dtype=np.float32))
+    blocks = image.reshape(*lead, height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.mean(axis=(-3, -1), dtype=np.float32))

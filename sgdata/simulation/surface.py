@@ -10,7 +10,7 @@ import numpy as np
 import shapely
 
 from sgdata.simulation import arrangement, noise, shapes, spectra
-from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Line, Place, kinds, roads
+from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Landscape, Line, kinds, roads
 from sgdata.simulation.spectra import Surface
 from sgdata.types import Array, Grid
 
@@ -29,12 +29,17 @@ class Layer:
     change: int
 
 
-def layers(place: Place) -> list[Layer]:
+def layers(landscape: Landscape) -> list[Layer]:
     """Return all layers in painting order: large areas first, changes, then lines by rank."""
     # Large first, so that details lie on top; `variant` breaks ties, for the order of equal keys must not be chance.
-    areas = sorted(place.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
-    lines = sorted((one for one in place.lines if one.seen), key=lambda one: (roads()[one.kind].rank, one.variant))
-    return [*(_of_area(area, place.ground) for area in areas), *(_of_line(line, place.ground) for line in lines)]
+    areas = sorted(landscape.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
+    lines = sorted(
+        (line for line in landscape.lines if line.visible), key=lambda line: (roads()[line.kind].rank, line.variant)
+    )
+    return [
+        *(_of_area(area, landscape.ground) for area in areas),
+        *(_of_line(line, landscape.ground) for line in lines),
+    ]
 
 
 def _of_area(area: Area, ground: str) -> Layer:
@@ -71,44 +76,44 @@ def _of_line(line: Line, ground: str) -> Layer:
     )  # fmt: skip
 
 
-def near(tree: shapely.STRtree, every: Sequence[Layer], grid: Grid) -> list[Layer]:
+def layers_near(tree: shapely.STRtree, all_layers: Sequence[Layer], grid: Grid) -> list[Layer]:
     """Return the layers that touch a grid, in painting order."""
     # The tree answers in any order; sorted indices are the painting order again.
-    return [every[i] for i in np.sort(tree.query(shapely.box(*grid.bounds)))]
+    return [all_layers[i] for i in np.sort(tree.query(shapely.box(*grid.bounds)))]
 
 
-def _burned(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
+def _rasterise(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
     from rasterio.features import rasterize
     from rasterio.transform import Affine
 
     # rasterize refuses an empty list.
     if not values:
         return np.zeros(grid.shape, dtype)
-    burned: Array = rasterize(values, out_shape=grid.shape, transform=Affine(*grid.transform), dtype=dtype)
-    return burned
+    raster: Array = rasterize(values, out_shape=grid.shape, transform=Affine(*grid.transform), dtype=dtype)
+    return raster
 
 
 def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int, ground: str = "plain") -> Surface:
     """Render the surface of `grid` in an epoch; every pixel is painted, also with class 0."""
-    seen = [layer for layer in layers if layer.epoch <= epoch]
-    labelled = [layer for layer in seen if layer.label is not None]
+    existing = [layer for layer in layers if layer.epoch <= epoch]
+    labelled = [layer for layer in existing if layer.label is not None]
     # Burnt once as numbers of layers: cover and variant are look-ups, and both are sure to come from the same layer.
-    index = _burned([(layer.outline, i) for i, layer in enumerate(seen)], grid, "int32")
-    label = _burned([(layer.outline, layer.label or 0) for layer in labelled], grid, "uint8")
-    tagged = _burned([(layer.outline, 1) for layer in seen if layer.tagged], grid, "uint8")
-    cover = np.array([layer.cover for layer in seen], np.uint8)[index]
-    variant = np.array([layer.variant for layer in seen], np.int64)[index]
+    index = _rasterise([(layer.outline, i) for i, layer in enumerate(existing)], grid, "int32")
+    label = _rasterise([(layer.outline, layer.label or 0) for layer in labelled], grid, "uint8")
+    tagged = _rasterise([(layer.outline, 1) for layer in existing if layer.tagged], grid, "uint8")
+    cover = np.array([layer.cover for layer in existing], np.uint8)[index]
+    variant = np.array([layer.variant for layer in existing], np.int64)[index]
     if ground == "context":
-        angle = np.array([layer.angle for layer in seen], np.float32)[index]
+        angle = np.array([layer.angle for layer in existing], np.float32)[index]
         return arrangement.textured(_addresses(grid), seed, cover, variant, angle, label, tagged)
     return _textured(grid, seed, cover, variant, label, tagged)
 
 
 def changes(layers: Sequence[Layer], grid: Grid) -> Array:
     """Return (H, W) uint8 changes between the epochs (`sketch.Kind.change`), where no street is on top."""
-    changed = _burned([(one.outline, one.change) for one in layers if one.change], grid, "uint8")
+    changed = _rasterise([(layer.outline, layer.change) for layer in layers if layer.change], grid, "uint8")
     # What is new under an old street cannot be seen.
-    streets = _burned([(one.outline, 1) for one in layers if one.label == 0], grid, "uint8")
+    streets = _rasterise([(layer.outline, 1) for layer in layers if layer.label == 0], grid, "uint8")
     return np.where(streets == 1, 0, changed).astype(np.uint8)
 
 

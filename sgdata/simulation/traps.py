@@ -13,7 +13,7 @@ import shapely
 from pyproj import Transformer
 
 from sgdata.rasters.grids import snap_outward
-from sgdata.simulation.plan import OLDEST, Scene, named
+from sgdata.simulation.scenarios import OLDEST, Scene, item_id
 from sgdata.types import Grid
 
 NEIGHBOUR, NEIGHBOUR_CRS = "33UTP", "EPSG:32633"
@@ -21,25 +21,27 @@ FEWEST = 6
 """Archives of fewer dates are too small to lose any of them to a trap."""
 
 
-def planted(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
+def assign_traps(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
     """Return the names of the traps in the metadata of each item, by id."""
-    tricks: dict[str, list[str]] = {one.id: [] for one in scenes}
-    first = [one for one in scenes if one.epoch == 1]
+    traps_of: dict[str, list[str]] = {scene.id: [] for scene in scenes}
+    first = [scene for scene in scenes if scene.epoch == 1]
     if len(first) < FEWEST:
-        return tricks
+        return traps_of
     # Fixed places, not drawn ones: another draw here would change every sky after it.
-    tricks[first[3].id].append("no-projection")
+    traps_of[first[3].id].append("no-projection")
     if layout == "earth-search":
-        for one in scenes:
-            if one.index % 2 and not tricks[one.id]:
-                tricks[one.id].append("old-projection")
+        for scene in scenes:
+            if scene.index % 2 and not traps_of[scene.id]:
+                traps_of[scene.id].append("old-projection")
         # In the clearest scene, since only clear pixels contradict a wrong flag.
-        shifted = [one for one in first if one.baseline >= "04.00"]
-        tricks[min(shifted, key=lambda one: one.weather.cloud + one.weather.cirrus).id].append("wrong-offset-flag")
-    return tricks
+        shifted = [scene for scene in first if scene.baseline >= "04.00"]
+        traps_of[min(shifted, key=lambda scene: scene.weather.cloud + scene.weather.cirrus).id].append(
+            "wrong-offset-flag"
+        )
+    return traps_of
 
 
-def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def apply_traps(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     """Apply traps to an item."""
     # Assets share dicts with their template.
     document = deepcopy(document)
@@ -61,17 +63,19 @@ def altered(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 def clear_scene(scenes: list[Scene]) -> Scene:
     """Return the clearest scene of the first epoch without an offset in its pixels, to be duplicated."""
-    return min(scenes, key=lambda one: (one.epoch, one.offset_in_pixels, one.weather.cloud + one.weather.cirrus))
+    return min(
+        scenes, key=lambda scene: (scene.epoch, scene.offset_in_pixels, scene.weather.cloud + scene.weather.cirrus)
+    )
 
 
 def twin(scene: Scene, layout: str) -> Scene:
     """Return the same acquisition, processed earlier but with a greater sequence digit."""
     # Processed earlier but with a greater sequence digit, so choosing by digit is wrong.
     older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
-    return replace(older, id=named(older, layout, sequence=2))
+    return replace(older, id=item_id(older, layout, sequence=2))
 
 
-def beside(document: dict[str, Any], original: str) -> dict[str, Any]:
+def share_files(document: dict[str, Any], original: str) -> dict[str, Any]:
     """Point the assets of an item to the files of another item."""
     assets = {
         key: asset | {"href": f"../{original}/{asset['href'].removeprefix('./')}"}
@@ -89,7 +93,7 @@ def next_zone(granule: Grid) -> Grid:
     return snap_outward((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
 
 
-def in_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
+def move_to_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
     """Create the item of the tile in the next zone."""
     properties = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
     properties |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}

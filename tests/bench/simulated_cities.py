@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sgdata.simulation import archive, osm_xml, plan
+from sgdata.simulation import archive, osm_xml, scenarios
 
 CITIES = (("ulm", 1, 32), ("bonn", 2, 32), ("hof", 3, 32), ("graz", 4, 33), ("brno", 5, 33))
 """Name, seed and UTM zone."""
@@ -17,15 +17,15 @@ def write(folder: Path, *, size_km: float = 3, dates: int = 8, cities: int = len
     The simulator has one place. Its zone and centre are moved here: the UTM zones are congruent.
     """
     rows = ["name\taoi\tstac\tosm\n"]
-    crs, centre = plan.CRS, plan.CENTRE
+    crs, centre = scenarios.CRS, scenarios.CENTRE
     try:
         for number, (name, seed, zone) in enumerate(CITIES[:cities]):
-            plan.CRS = osm_xml.CRS = f"EPSG:326{zone}"
-            plan.CENTRE = (centre[0] - APART_M * number, centre[1])
+            scenarios.CRS = osm_xml.CRS = f"EPSG:326{zone}"
+            scenarios.CENTRE = (centre[0] - APART_M * number, centre[1])
             archive.simulate(folder / name, seed=seed, size_km=size_km, dates=dates)
             rows.append(f"{name}\t{name}/aoi.geojson\t{name}/catalog.json\t{name}/osm/city.osm\n")
     finally:
-        plan.CRS, plan.CENTRE, osm_xml.CRS = crs, centre, crs
+        scenarios.CRS, scenarios.CENTRE, osm_xml.CRS = crs, centre, crs
     table = folder / "cities.tsv"
     table.write_text("".join(rows))
     return table

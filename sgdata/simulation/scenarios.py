@@ -1,4 +1,4 @@
-"""Plan a simulation: area, granule, passes, weather, processing baselines. Pure."""
+"""Describe what is simulated: area, granule, passes, weather, processing baselines. Pure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Scenario:
     """Everything that decides the bytes of an archive."""
 
     seed: int
@@ -88,15 +88,15 @@ class Plan:
         return Window(row=MARGIN_PX[0], col=MARGIN_PX[1], height=self.area.shape[0], width=self.area.shape[1])
 
 
-def checked(seed: int, size_km: float, dates: int, layout: str = "earth-search", ground: str = "plain") -> Plan:
-    """Create a plan. Raises SettingError if the ground is unknown, or size or dates are out of range."""
+def create(seed: int, size_km: float, dates: int, layout: str = "earth-search", ground: str = "plain") -> Scenario:
+    """Create a scenario. Raises SettingError if the ground is unknown, or size or dates are out of range."""
     if ground not in GROUNDS:
         raise SettingError(f"--ground {ground}: expected one of {', '.join(GROUNDS)}")
     for name, value, low, high in (("size", size_km, 2, 40), ("dates", dates, 3, 400), ("seed", seed, 0, 2**31 - 1)):
         if not low <= value <= high:
             unit = " (km)" if name == "size" else ""
             raise SettingError(f"--{name} {value}: expected {low} to {high}{unit}")
-    return Plan(seed=seed, size_km=size_km, dates=dates, layout=layout, ground=ground)
+    return Scenario(seed=seed, size_km=size_km, dates=dates, layout=layout, ground=ground)
 
 
 # --- passes --------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ def passes(start: datetime, end: datetime, partial_platforms: tuple[str, ...]) -
     return sorted(passes)
 
 
-def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:
+def _choose_spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> list[Pass]:
     """Choose `count` passes spread over the candidates, one in each equal piece."""
     # Stratified: a plain draw of a dozen days may leave a whole season out.
     ratio = len(candidates) / count
@@ -139,27 +139,27 @@ def _spread(candidates: list[Pass], count: int, rng: np.random.Generator) -> lis
     return [candidates[pick] for pick in picks]
 
 
-def scenes(plan: Plan) -> list[Scene]:
-    """Return the scenes of both epochs by time: `plan.dates` before April 2020, a quarter as many in summer 2022."""
-    rng = np.random.Generator(np.random.Philox(key=plan.seed))
+def scenes(scenario: Scenario) -> list[Scene]:
+    """Return the scenes of both epochs by time: `scenario.dates` before April 2020, a quarter of that in 2022."""
+    rng = np.random.Generator(np.random.Philox(key=scenario.seed))
     # The paper's composite draws on three years to April 2020. One year of that has 110 passes; a small archive stays
     # in it, so that its seasons are covered evenly.
-    year, partial = (2019, ("S2A",)) if plan.dates <= 100 else (2017, ("S2A", "S2B"))
+    year, partial = (2019, ("S2A",)) if scenario.dates <= 100 else (2017, ("S2A", "S2B"))
     first = passes(datetime(year, 4, 1, tzinfo=UTC), datetime(2020, 4, 1, tzinfo=UTC), partial)
-    if plan.dates >= HOLE_FROM:
-        first = [one for one in first if f"{one[0]:%Y-%m}" != EMPTY_MONTH]
+    if scenario.dates >= HOLE_FROM:
+        first = [overpass for overpass in first if f"{overpass[0]:%Y-%m}" != EMPTY_MONTH]
     second = passes(datetime(2022, 4, 1, tzinfo=UTC), datetime(2022, 10, 1, tzinfo=UTC), ("S2A", "S2B"))
-    before = _spread(first, plan.dates, rng)
-    after = _spread(second, min(max(3, plan.dates // 4), len(second)), rng)
-    skies = _skies(before, rng) + _skies(after, rng)
+    before = _choose_spread(first, scenario.dates, rng)
+    after = _choose_spread(second, min(max(3, scenario.dates // 4), len(second)), rng)
+    weathers = _draw_weather(before, rng) + _draw_weather(after, rng)
     return [
-        _scene(index, one, sky, 1 if index < len(before) else 2, plan.layout)
-        for index, (one, sky) in enumerate(zip(before + after, skies, strict=True))
+        _scene(index, overpass, weather, 1 if index < len(before) else 2, scenario.layout)
+        for index, (overpass, weather) in enumerate(zip(before + after, weathers, strict=True))
     ]
 
 
-def _scene(index: int, one: Pass, sky: Weather, epoch: int, layout: str) -> Scene:
-    time, platform, orbit = one
+def _scene(index: int, overpass: Pass, weather: Weather, epoch: int, layout: str) -> Scene:
+    time, platform, orbit = overpass
     azimuth, elevation = sun(time)
     baseline, with_offset = _processing(time, index, epoch, layout)
     scene = Scene(
@@ -171,26 +171,26 @@ def _scene(index: int, one: Pass, sky: Weather, epoch: int, layout: str) -> Scen
         epoch=epoch,
         baseline=baseline,
         offset_in_pixels=with_offset,
-        weather=sky,
+        weather=weather,
         sun_azimuth=azimuth,
         sun_elevation=elevation,
     )
-    return replace(scene, id=named(scene, layout, sequence=1 if baseline == "05.00" else 0))
+    return replace(scene, id=item_id(scene, layout, sequence=1 if baseline == "05.00" else 0))
 
 
-def named(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
+def item_id(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
     """Return the item id in the style of a provider: short with a sequence digit, or most of the product name."""
     if layout == "earth-search":
         return f"{scene.platform}_{tile}_{scene.time:%Y%m%d}_{sequence}_L2A"
     number = f"N{scene.baseline.replace('.', '')}_" if layout in {"cdse", "eopf"} else ""
     stem = f"{scene.platform}_MSIL2A_{scene.time:%Y%m%dT%H%M%S}_{number}R{scene.orbit:03d}_T{tile}"
-    return f"{stem}_{made(scene):%Y%m%dT%H%M%S}"
+    return f"{stem}_{processing_time(scene):%Y%m%dT%H%M%S}"
 
 
-def made(scene: Scene) -> datetime:
+def processing_time(scene: Scene) -> datetime:
     """Return when the product was processed: on the day itself, or years later."""
-    again = scene.baseline in {"04.00", "05.00"} and scene.epoch == 1
-    if again or scene.baseline == "05.00":
+    reprocessed = scene.baseline in {"04.00", "05.00"} and scene.epoch == 1
+    if reprocessed or scene.baseline == "05.00":
         return datetime(2023, 3, 1, 0, 24, 41)
     return scene.time.replace(hour=13 if scene.baseline == OLDEST else 14)
 
@@ -241,36 +241,36 @@ def sun(time: datetime) -> tuple[float, float]:
 # --- weather -------------------------------------------------------------------------------
 
 
-def _skies(chosen: list[Pass], rng: np.random.Generator) -> list[Weather]:
+def _draw_weather(overpasses: list[Pass], rng: np.random.Generator) -> list[Weather]:
     """Draw the weather of each pass: a quarter clear, the rest scattered to overcast; mean cloud share near 0.4.
 
     The clear days are first those of the orbit that covers everything and outside winter, so that every place is
     seen clear; the clearest winter day has snow.
     """
-    count = len(chosen)
+    count = len(overpasses)
     # Most of the ground is clear at least once in a small archive too.
     kinds = np.array(["clear", "scattered", "broken", "overcast" if count >= 6 else "broken", "cirrus"])
     shares = np.array([0.25, 0.32, 0.19, 0.16, 0.08])
     # Quantiles, not draws: twelve independent draws might hold no clear day at all.
     ranks = (np.arange(count) + 0.5) / count
-    drawn = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
-    in_winter = [time.month in (12, 1, 2) for time, _, _ in chosen]
-    order = sorted(range(count), key=lambda i: (chosen[i][2] == PARTIAL_ORBIT or in_winter[i], float(rng.random())))
-    clear = order[: drawn.count("clear")]
-    rest = [i for i in range(count) if i not in clear]
-    rng.shuffle(rest)
-    skies = [_weather("clear", rng)] * count
-    for place, kind in zip(clear + rest, drawn, strict=True):
-        skies[place] = _weather(kind, rng)
-    winter = [i for i in rest if in_winter[i]]
+    day_kinds = list(kinds[np.searchsorted(shares.cumsum(), ranks, side="right").clip(0, 4)])
+    in_winter = [time.month in (12, 1, 2) for time, _, _ in overpasses]
+    order = sorted(range(count), key=lambda i: (overpasses[i][2] == PARTIAL_ORBIT or in_winter[i], float(rng.random())))
+    clear = order[: day_kinds.count("clear")]
+    other_days = [i for i in range(count) if i not in clear]
+    rng.shuffle(other_days)
+    weathers = [_draw_sky("clear", rng)] * count
+    for index, kind in zip(clear + other_days, day_kinds, strict=True):
+        weathers[index] = _draw_sky(kind, rng)
+    winter = [i for i in other_days if in_winter[i]]
     if winter and count >= 6:
         # Snow under cloud would not be visible.
-        clearest = min(winter, key=lambda i: skies[i].cloud)
-        skies[clearest] = Weather(name="snow", cloud=0.05, cell_px=90, snow=0.9)
-    return skies
+        clearest = min(winter, key=lambda i: weathers[i].cloud)
+        weathers[clearest] = Weather(name="snow", cloud=0.05, cell_px=90, snow=0.9)
+    return weathers
 
 
-def _weather(kind: str, rng: np.random.Generator) -> Weather:
+def _draw_sky(kind: str, rng: np.random.Generator) -> Weather:
     low, high = {"clear": (0, 0.03), "scattered": (0.2, 0.5), "broken": (0.5, 0.8)}.get(kind, (0.05, 0.2))
     cloud, size, height = rng.uniform(low, high), rng.uniform(70, 200), rng.uniform(900, 2600)
     # Broken decks are wide sheets, fair-weather cumulus is small.
