@@ -50,7 +50,7 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     parts = ["val" if window.row < patch else "train" for window in windows]
     held = np.ones((len(windows), 4), np.int64)
     patch_table.write(
-        out / "patches.parquet", patch_table.table("toy", grid, windows, parts=parts, counts=held, ids=range(4))
+        out / "patches.parquet", patch_table.table("toy", grid, windows, splits=parts, counts=held, ids=range(4))
     )
     lock.write(out / lock.NAME, locked(grid))
     check = findings.Check(name="dead bands", state="finding", message="B09 is <constant>", where=("toy-r00000",))

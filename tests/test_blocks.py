@@ -160,7 +160,7 @@ def test_the_table_of_patches_comes_back_from_its_file(tmp_path: Path) -> None:
     windows = some_windows(256, 256, 128, 64)
     counts = np.tile([128 * 32, 128 * 96], (len(windows), 1))
     parts = ["train" if w.col < 64 else "" for w in windows]
-    rows = patch_table.table("munich", grid, windows, parts=parts, counts=counts, ids=(3, 255))
+    rows = patch_table.table("munich", grid, windows, splits=parts, counts=counts, ids=(3, 255))
     patch_table.write(tmp_path / "patches.parquet", rows)
     patch_table.write(tmp_path / "again.parquet", rows)
     assert (tmp_path / "patches.parquet").read_bytes() == (tmp_path / "again.parquet").read_bytes()

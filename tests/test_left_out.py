@@ -342,7 +342,7 @@ def test_a_server_that_gives_nothing_is_not_asked_for_every_scene(
             yield Dropped(id=item.scene.id, reason=f"{UNREADABLE}SCL.tif: cannot be read")
 
     with pytest.raises(SourceError, match="3 of 8 scenes cannot be used"):
-        list(fetch._limited(recipe, planned, nothing()))
+        list(fetch._stop_if_too_many_lost(recipe, planned, nothing()))
     assert len(tried) == 3
 
 

@@ -140,13 +140,13 @@ def test_a_table_gives_places_their_own_inputs(tmp_path: Path) -> None:
         "hof,,,Hof an der Saale,,,,\n"
     )
     ulm, bonn, hof = place_list.read(path)
-    assert ulm.chosen == {"bbox": (9.9, 48.3, 10.1, 48.5), "dates": "2019-01-01/2019-02-01"}
+    assert ulm.settings == {"bbox": (9.9, 48.3, 10.1, 48.5), "dates": "2019-01-01/2019-02-01"}
     assert (ulm.paths, ulm.crs) == (
         {"stac": "https://stac.example/v1", "osm": str(tmp_path / "ulm.osm.pbf")},
         "EPSG:32633",
     )
-    assert (bonn.chosen, bonn.paths) == ({"aoi": str(tmp_path / "bonn.geojson")}, {"osm": "none"})
-    assert hof.chosen == {"place": "Hof an der Saale"}
+    assert (bonn.settings, bonn.paths) == ({"aoi": str(tmp_path / "bonn.geojson")}, {"osm": "none"})
+    assert hof.settings == {"place": "Hof an der Saale"}
 
 
 def test_features_of_a_file_are_places(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_features_of_a_file_are_places(tmp_path: Path) -> None:
     path = tmp_path / "cities.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     entries = place_list.read(path)
-    assert [entry.chosen["feature"] for entry in entries] == ["Ulm", "../Bonn"]
+    assert [entry.settings["feature"] for entry in entries] == ["Ulm", "../Bonn"]
     assert entries[0].folder == "Ulm"
     assert "/" not in entries[1].folder
     assert run("build", "--places", path, "--place", "Ulm", "--out", tmp_path / "o") == 2

@@ -36,11 +36,11 @@ def write_contract(
         train = np.zeros(dataset.shape, bool)
         for row in rows[rows["split"] == "train"].itertuples():
             train[row.row : row.row + row.height, row.col : row.col + row.width] = True
-        counted = statistics.empty(len(names))
+        histogram = statistics.empty(len(names))
         for window in grids.cut_tiles(dataset.shape, TILE_PX):
-            counted += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
+            histogram += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / output_names.LABELS).exists()
-    splits = {part: int((rows["split"] == part).sum()) for part in blocks.PARTS}
+    splits = {split: int((rows["split"] == split).sum()) for split in blocks.PARTS}
     side = int(rows["height"].iloc[0]) if len(rows) else 0
     identity = [outputs, rows["key"].tolist(), rows["split"].tolist()]
     contracts.write(
@@ -58,8 +58,8 @@ def write_contract(
             resampling_version=RESAMPLING_VERSION,
             shape=(len(names), side, side) if len(rows) else None,
             label_space=space if labelled else LabelSpace(name="none", task="none"),
-            statistics=statistics.summarise(counted, names, MSI.nodata),
-            splits={part: count for part, count in splits.items() if count},
+            statistics=statistics.summarise(histogram, names, MSI.nodata),
+            splits={split: count for split, count in splits.items() if count},
             fingerprint=files.sha256(files.canonical_json(identity)),
         ),
     )

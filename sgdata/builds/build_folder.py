@@ -37,11 +37,11 @@ def require_unchanged(folder: Path, recipe: bytes) -> None:
     """Raise OutputError, naming the first difference, if the folder has a finished build of another recipe (TOML)."""
     recipe_file = folder / output_names.RECIPE
     if files.is_finished(folder) and recipe_file.exists():
-        stored, wanted = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
+        stored, requested = files.read_plain(recipe_file), tomllib.loads(recipe.decode())
         # The default output folder does not affect the data.
-        keys = [key for key in stored | wanted if key != "out" and stored.get(key) != wanted.get(key)]
+        keys = [key for key in stored | requested if key != "out" and stored.get(key) != requested.get(key)]
         if keys:
-            differs = f"{keys[0]} is {wanted.get(keys[0])}, was {stored.get(keys[0])}"
+            differs = f"{keys[0]} is {requested.get(keys[0])}, was {stored.get(keys[0])}"
             raise OutputError(f"{folder}: holds a build of another recipe ({differs:.300}); choose another --out")
 
 
@@ -54,24 +54,29 @@ def write_composite(
     inside: Array | None = None,
 ) -> None:
     """Write `image.tif` and `provenance.tif` from tiles of (C + 5, h, w), without data where not `inside` (H, W)."""
-    stored = list(tiles)
+    written_tiles = list(tiles)
     image = image_style(bands)
     provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
-    first, rest = slice(0, len(bands)), slice(len(bands), None)
+    image_bands, provenance_bands = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
-    cog.write(folder / IMAGE, grid, _windows(stored, first, inside, OUTSIDE_IMAGE), style=image)
-    cog.write(folder / PROVENANCE, grid, _windows(stored, rest, inside, OUTSIDE_PROVENANCE), style=provenance)
+    cog.write(folder / IMAGE, grid, _windows(written_tiles, image_bands, inside, OUTSIDE_IMAGE), style=image)
+    cog.write(
+        folder / PROVENANCE,
+        grid,
+        _windows(written_tiles, provenance_bands, inside, OUTSIDE_PROVENANCE),
+        style=provenance,
+    )
 
 
 def image_style(bands: tuple[str, ...]) -> cog.Style:
     """Return how `image.tif` stores these bands: with scale, unit and wavelengths, and red, green and blue by name."""
-    shown = None
+    true_colour = None
     if set(RED_GREEN_BLUE) <= set(bands):
         red, green, blue = (bands.index(name) for name in RED_GREEN_BLUE)
-        shown = (red, green, blue)
+        true_colour = (red, green, blue)
     spectra = tuple((BAND[name].wavelength_nm, BANDWIDTHS_NM[name]) for name in bands)
     return cog.Style(
-        descriptions=bands, nodata=MSI.nodata, scale=MSI.scale, unit="reflectance", red_green_blue=shown,
+        descriptions=bands, nodata=MSI.nodata, scale=MSI.scale, unit="reflectance", red_green_blue=true_colour,
         spectra=spectra,
     )  # fmt: skip
 
@@ -163,7 +168,7 @@ def describe_never_clear(folder: Path) -> str:
 
 def describe_unreadable(folder: Path) -> str:
     """Describe the scenes that the build left out because files could not be read; "" if there are none."""
-    dropped = [one for one in lock.read(folder).dropped if one.reason.startswith(UNREADABLE)]
+    dropped = [scene for scene in lock.read(folder).dropped if scene.reason.startswith(UNREADABLE)]
     return f"{len(dropped)} scenes were left out, unreadable: {reasons(dropped)}" if dropped else ""
 
 
@@ -177,17 +182,17 @@ def write_labels(
     folder: Path, grid: Grid, space: LabelSpace, sources: Mapping[int, str], painted: tuple[Array, Array]
 ) -> None:
     """Write `labels.tif` and `label_source.tif`, with palette and class names, from (H, W) uint8 arrays."""
-    whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
-    named = dict(zip(space.ids, zip(space.names, space.palette.values(), strict=True), strict=True))
+    extent = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
+    class_styles = dict(zip(space.ids, zip(space.names, space.palette.values(), strict=True), strict=True))
     if space.ignore is not None:
-        named[space.ignore] = ("unmapped", "#ffffff")
-    origins = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
-    for name, classes, values in ((LABELS, named, painted[0]), (LABEL_SOURCE, origins, painted[1])):
+        class_styles[space.ignore] = ("unmapped", "#ffffff")
+    source_styles = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
+    for name, classes, values in ((LABELS, class_styles, painted[0]), (LABEL_SOURCE, source_styles, painted[1])):
         style = cog.Style(
             descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes,
             nodata=space.ignore if name == LABELS else None,
         )  # fmt: skip
-        cog.write(folder / name, grid, [(whole, values[None])], style=style)
+        cog.write(folder / name, grid, [(extent, values[None])], style=style)
 
 
 def write_label_losses(folder: Path, losses: Mapping[str, str], features: int) -> None:

@@ -178,13 +178,13 @@ class BuildPaths:
 
 
 def recipe_for(
-    recipe: str | Path | BuildRecipe, chosen: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
+    recipe: str | Path | BuildRecipe, settings: Mapping[str, object] = MappingProxyType({}), changes: Sequence[str] = ()
 ) -> BuildRecipe:
     """Read a build recipe and override some of its settings.
 
     Args:
         recipe: Name of a recipe that comes with the package, path of a TOML file, or a recipe.
-        chosen: Settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
+        settings: Settings by short name: bbox, aoi (with feature) or place; dates (which also sets osm_date to the last
             day), osm_date, composite, labels, mask, max_obs, offset_source, profile. None leaves a setting as it is,
             but is refused for an area, which would silently be that of the recipe.
         changes: `a.b=value` texts for any setting, applied last.
@@ -195,36 +195,36 @@ def recipe_for(
     Raises:
         SettingError: The recipe does not exist, or a setting is unknown or has a wrong type, or `out` is a URL.
     """
-    for key, value in chosen.items():
+    for key, value in settings.items():
         if key not in SHORT_NAMES:
             near = difflib.get_close_matches(key, SHORT_NAMES, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SHORT_NAMES)}"
             raise SettingError(f"build_recipe: unknown setting {key!r:.60}; {hint}")
         if value is None and key in AREA:
             raise SettingError(f"build_recipe: {key} is None, expected an area; leave it out for that of the recipe")
-    wanted = {key: value for key, value in chosen.items() if value is not None}
+    given = {key: value for key, value in settings.items() if value is not None}
     if isinstance(recipe, BuildRecipe):
         origin, document = f"recipe {recipe.name}", files.to_plain(recipe)
     else:
-        own = isinstance(recipe, Path) or recipe.endswith(".toml")
-        path = Path(recipe) if own else _shipped(str(recipe), str(wanted.get("profile", "clean")))
+        is_file = isinstance(recipe, Path) or recipe.endswith(".toml")
+        path = Path(recipe) if is_file else _find_shipped(str(recipe), str(given.get("profile", "clean")))
         origin, document = str(path), files.read_plain(path)
-    area = {key: files.to_plain(wanted[key]) for key in AREA if key in wanted}
+    area = {key: files.to_plain(given[key]) for key in AREA if key in given}
     if area:
         document["area"] = area
-    if "feature" in wanted:
-        document["area"] = document["area"] | {"feature": wanted["feature"]}
-    if "dates" in wanted:
+    if "feature" in given:
+        document["area"] = document["area"] | {"feature": given["feature"]}
+    if "dates" in given:
         # Labels of a later day could show changes that the images do not.
-        document |= {"dates": wanted["dates"], "osm_date": str(wanted["dates"]).rpartition("/")[2]}
-    for change in (*(f"{SETTINGS[key]}={wanted[key]}" for key in SETTINGS if key in wanted), *changes):
+        document |= {"dates": given["dates"], "osm_date": str(given["dates"]).rpartition("/")[2]}
+    for change in (*(f"{SETTINGS[key]}={given[key]}" for key in SETTINGS if key in given), *changes):
         files.override(document, change)
     parsed = files.parse(BuildRecipe, document, origin)
     local_paths.require_local(parsed.out, "out", writes=True)
     return parsed
 
 
-def _shipped(name: str, profile: str) -> Path:
+def _find_shipped(name: str, profile: str) -> Path:
     folder = package_data.folder("recipes") / "build"
     path = folder / (f"{name}.toml" if profile == "clean" else f"{name}-{profile}.toml")
     if not path.is_file():
@@ -237,9 +237,9 @@ def check(recipe: BuildRecipe) -> None:
     """Raise SettingError if settings of a recipe do not fit together."""
     unknown = [band for band in recipe.bands if band not in MSI.by_name]
     if unknown or not recipe.bands or len(set(recipe.bands)) != len(recipe.bands):
-        wrong = f"; {', '.join(unknown)} is not one" if unknown else ""
+        hint = f"; {', '.join(unknown)} is not one" if unknown else ""
         raise SettingError(
-            f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A{wrong}"
+            f"bands {list(recipe.bands)}: expected different bands of {MSI.name}, such as B02, B8A{hint}"
         )
     search.parse_dates(recipe.dates)  # first, since the day of OpenStreetMap follows them
     try:
@@ -247,8 +247,8 @@ def check(recipe: BuildRecipe) -> None:
     except ValueError:
         raise SettingError(f"osm_date {recipe.osm_date!r}: expected a day such as 2020-04-01; correct it") from None
     rule = recipe.composite.rule
-    if missing := rule.missing(recipe.bands):
-        raise SettingError(f"composite {recipe.composite.method}: needs {', '.join(missing)}; add to bands")
+    if lacking := rule.missing(recipe.bands):
+        raise SettingError(f"composite {recipe.composite.method}: needs {', '.join(lacking)}; add to bands")
     if rule.needs_mask and recipe.mask.method == "none":
         raise SettingError(
             f"composite {recipe.composite.method}: needs the distance to clouds, which mask method none does not give; "

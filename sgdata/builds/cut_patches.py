@@ -45,11 +45,11 @@ def cut(
         with geotiff.open_raster(str(folder / output_names.LABELS)) as dataset:
             counts = patch_table.class_counts(dataset.read(1), patches, ids)
     # Unmapped ground is not a class to balance between the parts.
-    parts, report = fitting_split(patch_table.window_boxes(patches), counts[:, :-1] if ids else counts, split)
+    splits, report = split_area(patch_table.window_boxes(patches), counts[:, :-1] if ids else counts, split)
     log.info("patches: %s, %d left out, leakage %.3f", report.boxes, report.left_out, report.leakage)
     if report.empty:
         log.warning("patches: none for %s; choose a smaller split.block_px or split.gap_px", " and ".join(report.empty))
-    rows = patch_table.table(name, grid, patches, parts=parts, counts=counts, ids=ids)
+    rows = patch_table.table(name, grid, patches, splits=splits, counts=counts, ids=ids)
     patch_table.write(folder / output_names.PATCHES, rows)
 
 
@@ -63,7 +63,7 @@ def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Wi
     return [window for window in windows if inside[window.slices].all()]
 
 
-def fitting_split(
+def split_area(
     boxes: Array, counts: Array, settings: blocks.SplitSettings
 ) -> tuple[tuple[str, ...], blocks.SplitReport]:
     """Split by `settings`, or by smaller blocks where the area is too small for them.
@@ -78,21 +78,21 @@ def fitting_split(
         small = more_to_train and report.boxes["train"] < report.boxes["val"]
         return len(report.empty), small, sum(map(len, report.lacking.values()))
 
-    tried = [(settings, *blocks.split(boxes, counts, settings))]
+    attempts = [(settings, *blocks.split(boxes, counts, settings))]
     # A class that is lacking in a large area is rare: no reason to leave the recipe.
-    if settings.method == "blocks" and any(faults(tried[0][2])[:2]):
-        for smaller in _smaller(boxes, settings):
-            tried.append((smaller, *blocks.split(boxes, counts, smaller)))
-            if not any(faults(tried[-1][2])):
+    if settings.method == "blocks" and any(faults(attempts[0][2])[:2]):
+        for smaller in _smaller_settings(boxes, settings):
+            attempts.append((smaller, *blocks.split(boxes, counts, smaller)))
+            if not any(faults(attempts[-1][2])):
                 break
-    chosen, parts, report = min(tried, key=lambda one: faults(one[2]))
-    if chosen != settings:
+    used, splits, report = min(attempts, key=lambda attempt: faults(attempt[2]))
+    if used != settings:
         # Logged, since the recipe in the output shows the requested sizes.
-        log.warning("split: a small area: blocks of %d px, gap of %d px", chosen.block_px, chosen.gap_px)
-    return parts, report
+        log.warning("split: a small area: blocks of %d px, gap of %d px", used.block_px, used.gap_px)
+    return splits, report
 
 
-def _smaller(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
+def _smaller_settings(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
     """Yield ever smaller blocks, not below a patch, that divide the area evenly, first with proportional gaps."""
     side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
     extent = int((boxes[:, 2:4].max(axis=0) - boxes[:, 0:2].min(axis=0)).max())

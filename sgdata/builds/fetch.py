@@ -51,7 +51,7 @@ class Candidate:
     evidence: offsets.OffsetEvidence | None = None
 
 
-def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple[Lock, tuple[StagedScene, ...]]:
+def fetch_scenes(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> tuple[Lock, tuple[StagedScene, ...]]:
     """Stage the scenes of a plan that can matter, compare them with the lock, and decide their offsets.
 
     Returns:
@@ -61,51 +61,53 @@ def fetch_scenes(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> tuple
         SourceError: More scenes than the recipe allows have files that cannot be read or differ from their items; a
             window differs from the lock; an offset cannot be decided.
     """
-    masks = stage_masks(recipe, planned, paths)
-    candidates = [one for one in masks if isinstance(one, Candidate)]
-    dropped = [one for one in masks if isinstance(one, Dropped)]
-    while pending := select(recipe, planned.grid, candidates, paths):
-        staged = decide_offsets(recipe, stage_bands(recipe, planned, pending, paths))
-        current = [staged.get(candidate.scene.id, candidate) for candidate in candidates]
-        candidates = [one for one in current if isinstance(one, Candidate)]
-        new = [one for one in current if isinstance(one, Dropped)]
+    mask_results = stage_masks(recipe, build_lock, paths)
+    candidates = [result for result in mask_results if isinstance(result, Candidate)]
+    dropped = [result for result in mask_results if isinstance(result, Dropped)]
+    while pending := select(recipe, build_lock.grid, candidates, paths):
+        staged = decide_offsets(recipe, stage_bands(recipe, build_lock, pending, paths))
+        results = [staged.get(candidate.scene.id, candidate) for candidate in candidates]
+        candidates = [result for result in results if isinstance(result, Candidate)]
+        newly_dropped = [result for result in results if isinstance(result, Dropped)]
         # Without dropped scenes, and where a scene turned out to have no data, others may matter.
-        dropped += new
-    check_lost(recipe, len(planned.items) - len(types.lost(dropped)), (*planned.dropped, *dropped))
+        dropped += newly_dropped
+    check_lost(recipe, len(build_lock.items) - len(types.lost(dropped)), (*build_lock.dropped, *dropped))
     if not candidates:
-        count = len(planned.items)
+        count = len(build_lock.items)
         reasons = types.reasons(dropped[:3])
         raise SourceError(
             f"all {count} scenes were left out ({reasons}); widen dates or area, or give --offset-source metadata"
         )
-    items = tuple(_with_hashes(candidate) for candidate in candidates)
-    fetched = replace(planned, items=items, dropped=(*planned.dropped, *dropped))
+    items = tuple(_set_hashes(candidate) for candidate in candidates)
+    fetched = replace(build_lock, items=items, dropped=(*build_lock.dropped, *dropped))
     return fetched, tuple(candidate.scene for candidate in candidates)
 
 
 # --- four steps ----------------------------------------------------------------------------
 
 
-def stage_masks(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> list[Candidate | Dropped]:
+def stage_masks(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> list[Candidate | Dropped]:
     """Return a candidate for each item, its mask layer staged where the selection needs it, or the item dropped."""
     requests = [
-        replace(scene_request(item.scene, recipe, planned.grid, paths), required=bool(item.windows))
-        for item in planned.items
+        replace(scene_request(item.scene, recipe, build_lock.grid, paths), required=bool(item.windows))
+        for item in build_lock.items
     ]
-    if _selects(recipe):
-        peeks = [replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests]
-        runs = progress.track(
-            paths.run(scene_staging.stage_files, peeks, **_at_once(peeks, LAYERS_AT_ONCE)),
+    if _rule_selects(recipe):
+        mask_requests = [
+            replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests
+        ]
+        results = progress.track(
+            paths.run(scene_staging.stage_files, mask_requests, **_concurrency(mask_requests, LAYERS_AT_ONCE)),
             label="mask layers",
-            total=len(peeks),
+            total=len(mask_requests),
         )
-        scenes = list(_limited(recipe, planned, runs))
+        scenes = list(_stop_if_too_many_lost(recipe, build_lock, results))
     else:
         scenes = [scene_staging.stage_files(replace(request, windows={})) for request in requests]
-    triples = zip(planned.items, requests, scenes, strict=True)
+    staged = zip(build_lock.items, requests, scenes, strict=True)
     return [
         scene if isinstance(scene, Dropped) else Candidate(item=item, request=request, scene=scene)
-        for item, request, scene in triples
+        for item, request, scene in staged
     ]
 
 
@@ -115,7 +117,7 @@ def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: 
         return []
     if recipe.mask.asset is None:
         selected = candidates[: recipe.composite.max_obs or None]
-    elif not _selects(recipe):
+    elif not _rule_selects(recipe):
         selected = candidates
     else:
         masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
@@ -125,16 +127,16 @@ def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: 
 
 
 def stage_bands(
-    recipe: BuildRecipe, planned: Lock, candidates: list[Candidate], paths: BuildPaths
+    recipe: BuildRecipe, build_lock: Lock, candidates: list[Candidate], paths: BuildPaths
 ) -> Iterator[tuple[str, Candidate | Dropped]]:
     """Yield id and candidate in order with all windows staged, the offset tested, and the offset to expect.
 
     A scene of which a file cannot be used is dropped.
     """
-    task = partial(scene_staging.stage_scene, grid=planned.grid)
+    task = partial(scene_staging.stage_scene, grid=build_lock.grid)
     requests = [candidate.request for candidate in candidates]
-    runs = paths.run(task, requests, **_at_once(requests, SCENES_AT_ONCE))
-    results = _limited(recipe, planned, progress.track(runs, label="scenes", total=len(candidates)))
+    staged = paths.run(task, requests, **_concurrency(requests, SCENES_AT_ONCE))
+    results = _stop_if_too_many_lost(recipe, build_lock, progress.track(staged, label="scenes", total=len(candidates)))
     for candidate, result in zip(candidates, results, strict=True):
         if isinstance(result, Dropped):
             yield candidate.scene.id, result
@@ -156,12 +158,12 @@ def decide_offsets(
     """
     decided: dict[str, Candidate | Dropped] = {}
     undecided = []
-    for name, one in staged:
-        if isinstance(one, Dropped) or one.evidence is None:
-            decided[name] = one
+    for name, candidate in staged:
+        if isinstance(candidate, Dropped) or candidate.evidence is None:
+            decided[name] = candidate
             continue
-        scene, evidence = one.item.scene, one.evidence
-        decision = offsets.decide(scene, one.item.expected_offset, evidence, source=recipe.offset.source)
+        scene, evidence = candidate.item.scene, candidate.evidence
+        decision = offsets.decide(scene, candidate.item.expected_offset, evidence, source=recipe.offset.source)
         if decision.warning:
             log.warning("scene %s: %s", name, decision.warning)
         if decision.untestable and recipe.offset.untestable == "leave-out":
@@ -169,13 +171,13 @@ def decide_offsets(
         elif decision.offset is None:
             undecided.append((name, decision, evidence))
         else:
-            decided[name] = _with_offset(one, decision.offset, evidence)
+            decided[name] = _set_offset(candidate, decision.offset, evidence)
     if undecided:
         raise SourceError(offsets.describe_problems(undecided))
     return decided
 
 
-def _with_offset(candidate: Candidate, offset: int, evidence: offsets.OffsetEvidence) -> Candidate:
+def _set_offset(candidate: Candidate, offset: int, evidence: offsets.OffsetEvidence) -> Candidate:
     scene = candidate.item.scene
     declared = offsets.declared_offset(scene)
     if declared is not None and declared != offset:
@@ -187,12 +189,12 @@ def _with_offset(candidate: Candidate, offset: int, evidence: offsets.OffsetEvid
 # --- scenes lost to faults -----------------------------------------------------------------
 
 
-def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> None:
+def check_lost(recipe: BuildRecipe, used_count: int, dropped: Iterable[Dropped]) -> None:
     """Warn of scenes that are left out because of faults, naming them all.
 
     Args:
         recipe: Has the share that is allowed.
-        used: Number of scenes that are used.
+        used_count: Number of scenes that are used.
         dropped: Scenes that are not used; those lost to faults count.
 
     Raises:
@@ -201,7 +203,7 @@ def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> No
     lost = types.lost(dropped)
     if not lost:
         return
-    total, limit = used + len(lost), recipe.source.max_unusable_share
+    total, limit = used_count + len(lost), recipe.source.max_unusable_share
     message = f"{len(lost)} of {total} scenes cannot be used: {types.reasons(lost)}"
     if len(lost) > limit * total:
         raise SourceError(
@@ -210,10 +212,10 @@ def check_lost(recipe: BuildRecipe, used: int, dropped: Iterable[Dropped]) -> No
     log.warning("%s; they are left out", message)
 
 
-def _limited(recipe: BuildRecipe, planned: Lock, results: Iterable[T]) -> Iterator[T]:
+def _stop_if_too_many_lost(recipe: BuildRecipe, build_lock: Lock, results: Iterable[T]) -> Iterator[T]:
     """Yield the results of staging, until it is certain that too many are dropped. Raises SourceError."""
-    lost = types.lost(planned.dropped)
-    total = len(planned.items) + len(lost)
+    lost = types.lost(build_lock.dropped)
+    total = len(build_lock.items) + len(lost)
     staged = 0
     for result in results:
         if isinstance(result, Dropped):
@@ -293,13 +295,13 @@ def scene_request(scene: Scene, recipe: BuildRecipe, grid: Grid, paths: BuildPat
     )
 
 
-def _at_once(requests: list[SceneRequest], count: int) -> dict[str, int]:
+def _concurrency(requests: list[SceneRequest], count: int) -> dict[str, int]:
     """Return the option of `pool.run` for scenes that are read at a time; none where their files are on disk."""
     remote = any(urls.is_http(window.asset.href) for request in requests for window in request.windows.values())
     return {"threads": count} if remote else {}
 
 
-def _selects(recipe: BuildRecipe) -> bool:
+def _rule_selects(recipe: BuildRecipe) -> bool:
     """Whether only some of the scenes are read, which their mask layers decide."""
     rule = recipe.composite.rule
     return recipe.composite.max_obs > 0 or rule.score_range is not None
@@ -318,7 +320,7 @@ def _check_hashes(item: Item, scene: StagedScene) -> None:
             )
 
 
-def _with_hashes(candidate: Candidate) -> Item:
+def _set_hashes(candidate: Candidate) -> Item:
     """Return the item of a candidate with the pixel hash of each staged window."""
     if candidate.evidence is None:
         _check_hashes(candidate.item, candidate.scene)

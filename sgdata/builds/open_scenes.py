@@ -64,18 +64,21 @@ def open_scenes(
         SourceError: The lock is missing, or a mask layer cannot be read.
     """
     path = Path(path)
-    planned = lock.read(path)
-    own = (path if path.is_dir() else path.parent) / output_names.RECIPE
-    chosen = recipe_for(recipe if recipe is not None else own if own.is_file() else "segmunich")
-    wanted = chosen.bands if bands is None else tuple(bands)
-    if not wanted or not set(wanted) <= set(chosen.bands):
-        raise SettingError(f"bands {list(wanted)}: expected some of the recipe's, {', '.join(chosen.bands)}")
-    chosen = replace(chosen, bands=wanted)
-    kept = Path(scratch) if scratch is not None else Path(tempfile.mkdtemp(prefix="sgdata-scenes-"))
+    build_lock = lock.read(path)
+    recipe_file = (path if path.is_dir() else path.parent) / output_names.RECIPE
+    build_recipe = recipe_for(recipe if recipe is not None else recipe_file if recipe_file.is_file() else "segmunich")
+    band_names = build_recipe.bands if bands is None else tuple(bands)
+    if not band_names or not set(band_names) <= set(build_recipe.bands):
+        raise SettingError(f"bands {list(band_names)}: expected some of the recipe's, {', '.join(build_recipe.bands)}")
+    build_recipe = replace(build_recipe, bands=band_names)
+    folder = Path(scratch) if scratch is not None else Path(tempfile.mkdtemp(prefix="sgdata-scenes-"))
     paths = BuildPaths(
-        out=kept, scratch=kept, stac=None if stac is None else str(stac), masks=None if masks is None else Path(masks)
+        out=folder,
+        scratch=folder,
+        stac=None if stac is None else str(stac),
+        masks=None if masks is None else Path(masks),
     )
-    return _dataset(_prepare(planned, chosen, paths), planned, chunk_px)
+    return _dataset(_prepare(build_lock, build_recipe, paths), build_lock, chunk_px)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,46 +102,46 @@ class SceneStack:
     outline: str | None
 
 
-def _prepare(planned: lock.Lock, recipe: BuildRecipe, paths: BuildPaths) -> SceneStack:
+def _prepare(build_lock: lock.Lock, recipe: BuildRecipe, paths: BuildPaths) -> SceneStack:
     """Read the mask layers of all scenes and compute their clear scores."""
-    requests = tuple(fetch.scene_request(item.scene, recipe, planned.grid, paths) for item in planned.items)
-    layers = [
-        replace(each, windows={name: one for name, one in each.windows.items() if name not in recipe.bands})
-        for each in requests
+    requests = tuple(fetch.scene_request(item.scene, recipe, build_lock.grid, paths) for item in build_lock.items)
+    mask_requests = [
+        replace(request, windows={name: window for name, window in request.windows.items() if name not in recipe.bands})
+        for request in requests
     ]
-    staged = list(paths.run(scene_staging.stage_files, layers))
-    if dropped := [one for one in staged if isinstance(one, types.Dropped)]:
+    staged = list(paths.run(scene_staging.stage_files, mask_requests))
+    if dropped := [window for window in staged if isinstance(window, types.Dropped)]:
         raise SourceError(
             f"{len(dropped)} scenes cannot be read: {types.reasons(dropped)}; try later, or leave them out"
         )
-    known = tuple(
+    with_offsets = tuple(
         replace(scene, offset=_offset(item))
-        for item, scene in zip(planned.items, staged, strict=True)
+        for item, scene in zip(build_lock.items, staged, strict=True)
         if isinstance(scene, StagedScene)
     )
-    undecided = [item.scene.id for item in planned.items if item.offset is None]
+    undecided = [item.scene.id for item in build_lock.items if item.offset is None]
     if undecided:
         log.warning(
             "offsets of %d scenes are those of metadata, untested: %s", len(undecided), ", ".join(undecided[:3])
         )
     return SceneStack(
-        grid=planned.grid,
+        grid=build_lock.grid,
         bands=recipe.bands,
         requests=requests,
-        scenes=fetch.add_clear_masks(recipe, known, planned.grid, paths),
+        scenes=fetch.add_clear_masks(recipe, with_offsets, build_lock.grid, paths),
         kernel=recipe.resampling,
-        outline=planned.outline,
+        outline=build_lock.outline,
     )
 
 
 def _offset(item: lock.Item) -> int:
     """Return the offset of a scene: as decided by a build, else by metadata."""
-    carried = MSI.offset.value if offsets.states_offset(item.scene.baseline) else 0
-    stated = (item.offset, item.expected_offset, offsets.declared_offset(item.scene), carried)
-    return next(value for value in stated if value is not None)
+    by_baseline = MSI.offset.value if offsets.states_offset(item.scene.baseline) else 0
+    candidates = (item.offset, item.expected_offset, offsets.declared_offset(item.scene), by_baseline)
+    return next(value for value in candidates if value is not None)
 
 
-def _dataset(stack: SceneStack, planned: lock.Lock, chunk_px: int) -> xarray.Dataset:
+def _dataset(stack: SceneStack, build_lock: lock.Lock, chunk_px: int) -> xarray.Dataset:
     import rioxarray  # noqa: F401 - adds `.rio` to xarray
     import xarray
 
@@ -155,7 +158,7 @@ def _dataset(stack: SceneStack, planned: lock.Lock, chunk_px: int) -> xarray.Dat
     clear = da.map_blocks(partial(_clear, stack), zeros, dtype=np.bool_, meta=np.empty((0,) * 3, np.bool_))
     by_date = clear.rechunk({0: 1})[:, None]
     image = da.where(by_date, da.maximum(dn, 1).astype(np.float32), np.float32(np.nan))
-    scenes = [item.scene for item in planned.items]
+    scenes = [item.scene for item in build_lock.items]
     times = np.array([scene.time.removesuffix("Z").partition("+")[0] for scene in scenes], "datetime64[ns]")
     west, _, _, north = stack.grid.bounds
     gsd = stack.grid.gsd_m

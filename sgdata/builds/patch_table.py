@@ -21,12 +21,12 @@ def window_boxes(windows: Sequence[Window]) -> Array:
 
 def class_counts(labels: Array, windows: Sequence[Window], ids: Sequence[int]) -> Array:
     """Return (N, len(ids)) int64: pixels of each id in each window of `labels` (H, W) uint8."""
-    counted = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
-    return np.array(counted, np.int64).reshape(len(windows), len(ids))
+    rows = [np.bincount(labels[window.slices].ravel(), minlength=256)[list(ids)] for window in windows]
+    return np.array(rows, np.int64).reshape(len(windows), len(ids))
 
 
 def table(
-    name: str, grid: Grid, windows: Sequence[Window], *, parts: Sequence[str], counts: Array, ids: Sequence[int]
+    name: str, grid: Grid, windows: Sequence[Window], *, splits: Sequence[str], counts: Array, ids: Sequence[int]
 ) -> Any:
     """Make a GeoDataFrame in EPSG:4326 of the patches that belong to a part (not ""), sorted by row and column.
 
@@ -37,18 +37,18 @@ def table(
     import shapely
 
     # A patch that touches a gap is in no part and so not in the table.
-    kept = [i for i, part in enumerate(parts) if part]
-    kept.sort(key=lambda i: (windows[i].row, windows[i].col))
-    chosen = [windows[i] for i in kept]
+    indices = [i for i, split in enumerate(splits) if split]
+    indices.sort(key=lambda i: (windows[i].row, windows[i].col))
+    kept_windows = [windows[i] for i in indices]
     start = safe_names.key_part(name)
-    columns: dict[str, Any] = {"key": [f"{start}-r{window.row:05d}-c{window.col:05d}" for window in chosen]}
+    columns: dict[str, Any] = {"key": [f"{start}-r{window.row:05d}-c{window.col:05d}" for window in kept_windows]}
     for field in ("row", "col", "height", "width"):
-        columns[field] = np.array([getattr(window, field) for window in chosen], np.int32)
-    columns["split"] = [parts[i] for i in kept]
-    shares = counts[kept] / np.array([w.height * w.width for w in chosen], np.int64).reshape(-1, 1)
+        columns[field] = np.array([getattr(window, field) for window in kept_windows], np.int32)
+    columns["split"] = [splits[i] for i in indices]
+    shares = counts[indices] / np.array([w.height * w.width for w in kept_windows], np.int64).reshape(-1, 1)
     columns |= {f"share_{number}": shares[:, k].astype(np.float32) for k, number in enumerate(ids)}
     # Rows run south, northings run north.
-    west, north, east, south = window_boxes(chosen).T * grid.gsd_m
+    west, north, east, south = window_boxes(kept_windows).T * grid.gsd_m
     x, y = grid.origin
     outlines = geopandas.GeoSeries(shapely.box(x + west, y - south, x + east, y - north), crs=grid.crs)
     return geopandas.GeoDataFrame(columns, geometry=outlines.to_crs("EPSG:4326"))

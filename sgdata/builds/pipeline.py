@@ -61,17 +61,17 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         leave_out=recipe.leave_out,
         baselines=recipe.source.baselines,
     )
-    scenes, others = search.search(address, query, allow_private_hosts=paths.allow_private_hosts)
-    bad = [one for one in others if isinstance(one, Unusable)]
-    usable, elsewhere = coverage.select_tiles(scenes, grid, bad, outline=outline)
-    fetch.check_lost(recipe, len(usable), elsewhere)
+    scenes, left_out = search.search(address, query, allow_private_hosts=paths.allow_private_hosts)
+    unusable = [scene for scene in left_out if isinstance(scene, Unusable)]
+    usable, dropped = coverage.select_tiles(scenes, grid, unusable, outline=outline)
+    fetch.check_lost(recipe, len(usable), dropped)
     if not usable:
-        reasons = "; ".join(f"{item.id}: {item.reason}" for item in elsewhere[:3])
+        reasons = "; ".join(f"{item.id}: {item.reason}" for item in dropped[:3])
         raise SettingError(
             f"area in {grid.crs}: 0 of {len(scenes)} scenes in {address} can be used ({reasons}); "
             "choose another area, dates or catalogue"
         )
-    planned = Lock(
+    build_lock = Lock(
         format=lock.FORMAT,
         state="planned",
         recipe_sha256=build_recipe.sha256(recipe, grid, outline),
@@ -83,21 +83,21 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
             Item(scene=scene, expected_offset=offsets.expected_offset(scene, level=recipe.source.level, planned=True))
             for scene in usable
         ),
-        dropped=(*(one for one in others if one not in bad), *elsewhere),
+        dropped=(*(scene for scene in left_out if scene not in unusable), *dropped),
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
         simulated=search.is_simulated(address),
         baselines=recipe.source.baselines,
         outline=outline,
     )
-    if not coverage.summarise_area(planned).covered:
+    if not coverage.summarise_area(build_lock).covered:
         raise SettingError(f"area: none of the {len(usable)} scenes in {address} covers any of it; choose another area")
-    lock.write(paths.out / lock.NAME, planned)
-    if missing := coverage.describe_sparse_months(coverage.count_months(planned)):
-        log.warning("%s: %s", address, missing)
-    if coverage.mixes_twins(planned):
-        log.warning("%s: %s", address, coverage.describe_baselines(planned))
-    return planned
+    lock.write(paths.out / lock.NAME, build_lock)
+    if sparse_months := coverage.describe_sparse_months(coverage.count_months(build_lock)):
+        log.warning("%s: %s", address, sparse_months)
+    if coverage.mixes_twins(build_lock):
+        log.warning("%s: %s", address, coverage.describe_baselines(build_lock))
+    return build_lock
 
 
 def resolve_area(recipe: BuildRecipe, paths: BuildPaths, locked: Lock | None = None) -> tuple[Grid, str | None]:
@@ -153,35 +153,37 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
     if paths.raster and isinstance(paths.osm, str) and paths.osm == "none":
         raise SettingError("--raster: streets are drawn over it; give --osm a source of OpenStreetMap data")
     if locked and not exact:  # which refuses other dates
-        recipe = as_locked(recipe, locked)
+        recipe = use_dates_of_lock(recipe, locked)
     with output_lock.only_writer(paths.out, output_names.IMAGE):
         build_folder.require_unchanged(paths.out, files.toml(resolved(recipe, *resolve_area(recipe, paths, locked))))
         files.mark_unfinished(paths.out)
         for leftover in (*paths.out.glob(".*.partial-*"), *paths.out.glob(".*.plain.tif")):  # of a killed run
             leftover.unlink()
-        planned = apply_lock(recipe, locked) if locked else plan(recipe, paths)
+        planned_lock = apply_lock(recipe, locked) if locked else plan(recipe, paths)
         if locked and exact:
-            lock.check_equal(locked, replace(planned, answers=locked.answers))  # before any pixel is read
-        check_disk(recipe, planned, paths)
+            lock.check_equal(locked, replace(planned_lock, answers=locked.answers))  # before any pixel is read
+        check_disk(recipe, planned_lock, paths)
         # Labels first: a server that refuses, or a damaged file, must not be found after hours of reading pixels.
-        answers = write_labels(recipe, planned, paths)
-        fetched, scenes = fetch.fetch_scenes(recipe, planned, paths)
-        render(recipe, fetched, scenes, paths, paths.out)
-        outputs = write_patches(recipe, fetched, paths)
-        finished = replace(fetched, state="built", answers=answers, outputs=outputs)
+        answers = write_labels(recipe, planned_lock, paths)
+        fetched_lock, scenes = fetch.fetch_scenes(recipe, planned_lock, paths)
+        render(recipe, fetched_lock, scenes, paths, paths.out)
+        outputs = write_patches(recipe, fetched_lock, paths)
+        finished_lock = replace(fetched_lock, state="built", answers=answers, outputs=outputs)
         if locked and exact:
-            lock.check_equal(locked, finished)
-        lock.write(paths.out / lock.NAME, finished)
-        files.write(paths.out / output_names.RECIPE, files.toml(resolved(recipe, finished.grid, finished.outline)))
-        ids = [item.scene.id for item in finished.items]
-        build_folder.write_stac(paths.out, recipe.title, finished.grid, finished.dates, ids)
+            lock.check_equal(locked, finished_lock)
+        lock.write(paths.out / lock.NAME, finished_lock)
+        files.write(
+            paths.out / output_names.RECIPE, files.toml(resolved(recipe, finished_lock.grid, finished_lock.outline))
+        )
+        ids = [item.scene.id for item in finished_lock.items]
+        build_folder.write_stac(paths.out, recipe.title, finished_lock.grid, finished_lock.dates, ids)
         files.write_sums(paths.out)
         if paths.scratch is None:
             shutil.rmtree(paths.scratch_folder)
     return paths.out
 
 
-def as_locked(recipe: BuildRecipe, locked: Lock) -> BuildRecipe:
+def use_dates_of_lock(recipe: BuildRecipe, locked: Lock) -> BuildRecipe:
     """Return the recipe with the dates of the images and of OpenStreetMap that the lock has."""
     if recipe.osm_date != locked.osm_date:
         log.warning("osm_date: the lock has %s, which is used in place of %s", locked.osm_date, recipe.osm_date)
@@ -205,31 +207,31 @@ def apply_lock(recipe: BuildRecipe, locked: Lock) -> Lock:
     )
 
 
-def check_disk(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> None:
+def check_disk(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> None:
     """Raise OutputError if the disks of the scratch folder and the output cannot hold what a build writes."""
     settings = recipe.composite
     # How many scenes a rule that selects by score will read is not known before: at least one.
-    scenes = settings.max_obs or (1 if settings.rule.score_range else len(planned.items))
-    needed: Counter[int] = Counter()
-    shown: dict[int, Path] = {}
+    scenes = settings.max_obs or (1 if settings.rule.score_range else len(build_lock.items))
+    needed_bytes: Counter[int] = Counter()
+    folder_of: dict[int, Path] = {}
     for folder, size in (
-        (paths.scratch_folder, build_cost.scratch_bytes(planned, min(scenes, len(planned.items)))),
-        (paths.out, build_cost.output_bytes(planned)),
+        (paths.scratch_folder, build_cost.scratch_bytes(build_lock, min(scenes, len(build_lock.items)))),
+        (paths.out, build_cost.output_bytes(build_lock)),
     ):
         disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if disk == folder else 0
-        needed[disk.stat().st_dev] += max(size - written, 0)
-        shown.setdefault(disk.stat().st_dev, disk)
-    for device, folder in shown.items():
+        needed_bytes[disk.stat().st_dev] += max(size - written, 0)
+        folder_of.setdefault(disk.stat().st_dev, disk)
+    for device, folder in folder_of.items():
         free = shutil.disk_usage(folder).free
-        if needed[device] > free:
+        if needed_bytes[device] > free:
             raise OutputError(
-                f"{folder}: {free / 1e6:,.1f} MB of disk are free, expected about {needed[device] / 1e6:,.1f} MB for "
-                f"{len(planned.items)} scenes; free some, give --scratch on another disk, or a smaller area"
+                f"{folder}: {free / 1e6:,.1f} MB of disk are free, expected about {needed_bytes[device] / 1e6:,.1f} MB "
+                f"for {len(build_lock.items)} scenes; free some, give --scratch on another disk, or a smaller area"
             )
 
 
-def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[str, str]:
+def write_labels(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> dict[str, str]:
     """Write the label rasters of an area, and return the hashes of the OpenStreetMap answers by name."""
     if isinstance(paths.osm, str) and paths.osm == "none":
         return {}
@@ -237,10 +239,10 @@ def write_labels(recipe: BuildRecipe, planned: Lock, paths: BuildPaths) -> dict[
         address=paths.osm, date=recipe.osm_date, store=paths.out / ".osm", offline=paths.offline,
         gap_fill=paths.gap_fill, sea=paths.sea, raster=paths.raster,
     )  # fmt: skip
-    grid = planned.grid
+    grid = build_lock.grid
     labels = make_labels.label(grid, source, recipe.labels)
-    if planned.outline:
-        outside = ~vectors.rasterise_outline(planned.outline, grid)
+    if build_lock.outline:
+        outside = ~vectors.rasterise_outline(build_lock.outline, grid)
         labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
     space = make_labels.read_classes(recipe.labels).space
     sources = rasterize.RASTER_SOURCES if paths.raster else rasterize.SOURCES
@@ -265,31 +267,33 @@ def write_patches(recipe: BuildRecipe, fetched: Lock, paths: BuildPaths) -> dict
 
 
 def render(
-    recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths, folder: Path
+    recipe: BuildRecipe, build_lock: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths, folder: Path
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
-    task = composite_job(recipe, fetched, scenes, paths)
-    windows = list(grids.cut_tiles(fetched.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
-    runs = paths.run(partial(tiles.composite_tile, task), windows)
-    finished = progress.track(runs, label="composite", total=len(windows))
-    inside = vectors.rasterise_outline(fetched.outline, fetched.grid) if fetched.outline else None
-    stored = zip(windows, finished, strict=True)
-    build_folder.write_composite(folder, fetched.grid, recipe.bands, stored, inside=inside)
-    shares = [(scene.id, scene.clear_share(fetched.grid)) for scene in task.scenes]
+    task = composite_job(recipe, build_lock, scenes, paths)
+    windows = list(grids.cut_tiles(build_lock.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
+    composited = paths.run(partial(tiles.composite_tile, task), windows)
+    tile_files = progress.track(composited, label="composite", total=len(windows))
+    inside = vectors.rasterise_outline(build_lock.outline, build_lock.grid) if build_lock.outline else None
+    written_tiles = zip(windows, tile_files, strict=True)
+    build_folder.write_composite(folder, build_lock.grid, recipe.bands, written_tiles, inside=inside)
+    shares = [(scene.id, scene.clear_share(build_lock.grid)) for scene in task.scenes]
     uncovered = sum(tiles.uncovered(task, window, inside) for window in windows)
     build_folder.write_usage(folder, shares, inside=inside, uncovered=uncovered)
-    if kept := build_folder.describe_never_clear(folder):
-        log.info("%s", kept)
+    if never_clear := build_folder.describe_never_clear(folder):
+        log.info("%s", never_clear)
 
 
-def composite_job(recipe: BuildRecipe, fetched: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths) -> tiles.Job:
+def composite_job(
+    recipe: BuildRecipe, build_lock: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths
+) -> tiles.Job:
     """Return all that decides the tiles of the composite, masks included; jobs with other pixels have other folders."""
-    decides = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, fetched.grid)
-    items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in fetched.items]
-    name = lock.sha256([rules.VERSION, resample.VERSION, decides, items])[:16]
-    masked = fetch.add_clear_masks(recipe, scenes, fetched.grid, paths)
+    settings = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, build_lock.grid)
+    items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in build_lock.items]
+    name = lock.sha256([rules.VERSION, resample.VERSION, settings, items])[:16]
+    masked = fetch.add_clear_masks(recipe, scenes, build_lock.grid, paths)
     return tiles.Job(
-        grid=fetched.grid,
+        grid=build_lock.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,
         settings=recipe.composite,

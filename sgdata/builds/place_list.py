@@ -32,13 +32,13 @@ class PlaceEntry:
 
     Attributes:
         name: Name, different from that of every other place.
-        chosen: Settings by short name, as `build_recipe.recipe_for` takes them.
+        settings: Settings by short name, as `build_recipe.recipe_for` takes them.
         paths: Inputs of this place by the name of a field of `BuildPaths`, in place of those of the command.
         crs: CRS of the grid; "" for the UTM zone of the centre.
     """
 
     name: str
-    chosen: Mapping[str, object]
+    settings: Mapping[str, object]
     paths: Mapping[str, str] = field(default_factory=dict)
     crs: str = ""
 
@@ -55,36 +55,36 @@ def read(path: Path) -> list[PlaceEntry]:
         SettingError: The file cannot be read, has no place, or two places with one name.
     """
     table = path.suffix.lower() in (".csv", ".tsv")
-    return checked(_of_table(path) if table else _of_features(path), str(path))
+    return check_entries(_read_table(path) if table else _read_features(path), str(path))
 
 
-def of_names(places: Sequence[str]) -> list[PlaceEntry]:
+def name_entries(places: Sequence[str]) -> list[PlaceEntry]:
     """Return places that a geocoder finds, by the names that it is asked for. Raises SettingError."""
-    return checked([PlaceEntry(name=text, chosen={"place": text}) for text in places], "--place")
+    return check_entries([PlaceEntry(name=text, settings={"place": text}) for text in places], "--place")
 
 
-def checked(entries: Sequence[PlaceEntry], origin: str) -> list[PlaceEntry]:
+def check_entries(entries: Sequence[PlaceEntry], origin: str) -> list[PlaceEntry]:
     """Return the places if they are some, and differ in folder and keys. Raises SettingError."""
     if not entries:
         raise SettingError(f"{origin}: has no place; expected a feature or row for each")
     if len(entries) > MOST:
         raise SettingError(f"{origin}: has {len(entries):,} places, expected at most {MOST:,}; take a part of them")
-    first: dict[str, str] = {}
+    name_of: dict[str, str] = {}
     for entry in entries:
         if not entry.name.strip():
             raise SettingError(f"{origin}: a place has no name; expected one for each, in a column 'name'")
         # Some file systems do not distinguish the case of letters.
-        for form in (entry.folder.casefold(), safe_names.key_part(entry.name).casefold()):
-            other = first.setdefault(form, entry.name)
-            if other is not entry.name:
+        for identifier in (entry.folder.casefold(), safe_names.key_part(entry.name).casefold()):
+            earlier = name_of.setdefault(identifier, entry.name)
+            if earlier is not entry.name:
                 raise SettingError(
-                    f"{origin}: two places are named {other!r:.60} and {entry.name!r:.60}, which would share a folder "
-                    "or keys of patches; rename one"
+                    f"{origin}: two places are named {earlier!r:.60} and {entry.name!r:.60}, which would share a "
+                    "folder or keys of patches; rename one"
                 )
     return list(entries)
 
 
-def _of_features(path: Path) -> list[PlaceEntry]:
+def _read_features(path: Path) -> list[PlaceEntry]:
     try:
         features = vectors.read_features(path)
     except OSError as error:
@@ -92,32 +92,34 @@ def _of_features(path: Path) -> list[PlaceEntry]:
     except SourceError as error:
         raise SettingError(f"{error}; give a file of polygons with a column 'name', or a .csv table") from None
     # Rows of tables without a geometry are no places.
-    drawn = [each for each in features if each.geometry is not None and not each.geometry.is_empty]
-    return [PlaceEntry(name=each.name, chosen={"aoi": str(path), "feature": each.name}) for each in drawn]
+    with_geometry = [feature for feature in features if feature.geometry is not None and not feature.geometry.is_empty]
+    return [
+        PlaceEntry(name=feature.name, settings={"aoi": str(path), "feature": feature.name}) for feature in with_geometry
+    ]
 
 
-def _of_table(path: Path) -> list[PlaceEntry]:
+def _read_table(path: Path) -> list[PlaceEntry]:
     rows = package_data.read_table(path, delimiter="," if path.suffix.lower() == ".csv" else "\t")
     unknown = [name for name in (rows[0] if rows else {}) if name not in COLUMNS]
     if unknown:
         raise SettingError(f"{path}: column {unknown[0]!r:.60} is unknown; expected some of {', '.join(COLUMNS)}")
-    return [_of_row(path, number, row) for number, row in enumerate(rows, 2)]
+    return [_parse_row(path, number, row) for number, row in enumerate(rows, 2)]
 
 
-def _of_row(path: Path, number: int, row: Mapping[str, str]) -> PlaceEntry:
+def _parse_row(path: Path, number: int, row: Mapping[str, str]) -> PlaceEntry:
     cells = {name: text.strip() for name, text in row.items() if text.strip()}
     origin = f"{path}: row {number}"
     if len([name for name in AREAS if name in cells]) != 1:
         raise SettingError(f"{origin}: expected exactly one of {', '.join(AREAS)}; fill one of these cells")
-    chosen: dict[str, object] = {key: cells[key] for key in ("feature", "place", "dates", "osm_date") if key in cells}
+    settings: dict[str, object] = {key: cells[key] for key in ("feature", "place", "dates", "osm_date") if key in cells}
     if "bbox" in cells:
-        chosen["bbox"] = _bbox(cells["bbox"], origin)
-    located = {key: _located(path.parent, cells[key]) for key in _PATHS if key in cells}
-    if "aoi" in located:
-        chosen["aoi"] = located.pop("aoi")
-    if "raster" in located:
-        chosen["labels"] = "raster"
-    return PlaceEntry(name=cells.get("name", ""), chosen=chosen, paths=located, crs=cells.get("crs", ""))
+        settings["bbox"] = _bbox(cells["bbox"], origin)
+    input_paths = {key: _resolve(path.parent, cells[key]) for key in _PATHS if key in cells}
+    if "aoi" in input_paths:
+        settings["aoi"] = input_paths.pop("aoi")
+    if "raster" in input_paths:
+        settings["labels"] = "raster"
+    return PlaceEntry(name=cells.get("name", ""), settings=settings, paths=input_paths, crs=cells.get("crs", ""))
 
 
 def _bbox(text: str, origin: str) -> tuple[float, ...]:
@@ -128,5 +130,5 @@ def _bbox(text: str, origin: str) -> tuple[float, ...]:
     return west, south, east, north
 
 
-def _located(folder: Path, text: str) -> str:
+def _resolve(folder: Path, text: str) -> str:
     return text if "://" in text or text in _WORDS else str(folder / text)

@@ -80,7 +80,7 @@ class PlacePlan:
         folder: Its folder of output.
         code: Exit code of the plan.
         message: Why it has no plan, or "".
-        planned: Lock of the plan; None for none.
+        build_lock: Lock of the plan; None for none.
         cost: Estimated cost; None for none.
         area: Summary of the area; None for none.
         holes: Months with too few scenes, as text.
@@ -90,13 +90,13 @@ class PlacePlan:
     folder: Path
     code: int
     message: str = ""
-    planned: Lock | None = None
+    build_lock: Lock | None = None
     cost: build_cost.Cost | None = None
     area: coverage.AreaSummary | None = None
     holes: str = ""
 
 
-def jobs(
+def create_jobs(
     entries: Sequence[PlaceEntry],
     recipes: Sequence[BuildRecipe],
     paths: BuildPaths,
@@ -117,18 +117,18 @@ def jobs(
         SettingError: An area, or an input of a place, is wrong.
         SourceError: A lock is missing.
     """
-    made = []
+    place_jobs = []
     for entry, recipe in zip(entries, recipes, strict=True):
         area = replace(recipe.area, crs=entry.crs or recipe.area.crs)
-        own = {name: Path(text) if name in _FILES else text for name, text in entry.paths.items()}
-        inputs: dict[str, Any] = {each.name: getattr(paths, each.name) for each in fields(paths)}
-        inputs |= own | {"out": paths.out / entry.folder}
+        place_inputs = {name: Path(text) if name in _FILES else text for name, text in entry.paths.items()}
+        inputs: dict[str, Any] = {setting.name: getattr(paths, setting.name) for setting in fields(paths)}
+        inputs |= place_inputs | {"out": paths.out / entry.folder}
         if paths.scratch:
             inputs["scratch"] = paths.scratch / entry.folder
         locked = lock.read(locks / entry.folder) if locks else None
-        chosen = replace(recipe, area=area, place=entry.name)
-        made.append(PlaceJob(recipe=chosen, paths=BuildPaths(**inputs), locked=locked, exact=exact))
-    return made
+        place_recipe = replace(recipe, area=area, place=entry.name)
+        place_jobs.append(PlaceJob(recipe=place_recipe, paths=BuildPaths(**inputs), locked=locked, exact=exact))
+    return place_jobs
 
 
 # --- plan ----------------------------------------------------------------------------------
@@ -136,26 +136,26 @@ def jobs(
 
 def plan(jobs: Sequence[PlaceJob], *, workers: int) -> list[PlacePlan]:
     """Plan each place: search its scenes and write its lock."""
-    runs = pool.run(_plan_one, jobs, workers=min(workers, len(jobs)))
+    runs = pool.run(_plan_place, jobs, workers=min(workers, len(jobs)))
     return list(progress.track(runs, label="places", total=len(jobs)))
 
 
-def _plan_one(job: PlaceJob) -> PlacePlan:
+def _plan_place(job: PlaceJob) -> PlacePlan:
     from sgdata.builds import pipeline  # here and below, or chains of imports would be too long
 
     name, folder = job.name, job.paths.out
     with progress.about(name):
         try:
-            planned = job.locked or pipeline.plan(job.recipe, job.paths)
+            build_lock = job.locked or pipeline.plan(job.recipe, job.paths)
             address = job.paths.stac or job.recipe.source.stac
-            cost = build_cost.estimate_cost(planned, address, workers=1)
-            holes = coverage.describe_sparse_months(coverage.count_months(planned))
-            ground = coverage.summarise_area(planned)
+            cost = build_cost.estimate_cost(build_lock, address, workers=1)
+            holes = coverage.describe_sparse_months(coverage.count_months(build_lock))
+            area = coverage.summarise_area(build_lock)
         except Exception as error:  # of one place, and no reason to leave the others unplanned
-            code, message = _failure(error)
+            code, message = _describe_failure(error)
             return PlacePlan(place=name, folder=folder, code=code, message=message)
     return PlacePlan(
-        place=name, folder=folder, code=ExitCode.DONE, planned=planned, cost=cost, area=ground, holes=holes
+        place=name, folder=folder, code=ExitCode.DONE, build_lock=build_lock, cost=cost, area=area, holes=holes
     )
 
 
@@ -181,31 +181,31 @@ def build(jobs: Sequence[PlaceJob], out: Path, *, workers: int = 1, cluster: str
         ServiceError: The cluster cannot be used.
         OutputError: The summary cannot be written.
     """
-    each = 1 if cluster else max(1, workers // len(jobs))
-    ready = [replace(job, paths=replace(job.paths, workers=each, cluster=None)) for job in jobs]
+    workers_each = 1 if cluster else max(1, workers // len(jobs))
+    worker_jobs = [replace(job, paths=replace(job.paths, workers=workers_each, cluster=None)) for job in jobs]
     if cluster:
-        ready = [_absolute(pool.absolute(job)) for job in ready]
-    run = partial(pool.run, _build_one, workers=min(workers, len(jobs)), cluster=cluster, folder=out)
+        worker_jobs = [_absolute(pool.absolute(job)) for job in worker_jobs]
+    run = partial(pool.run, _build_place, workers=min(workers, len(jobs)), cluster=cluster, folder=out)
     outcomes: list[PlaceOutcome] = []
-    for outcome in progress.track(_surviving(run, ready), label="places", total=len(jobs)):
+    for outcome in progress.track(_build_each(run, worker_jobs), label="places", total=len(jobs)):
         outcomes.append(outcome)
         for warning in outcome.warnings if cluster else ():
             progress.log.warning("%s: %s", outcome.place, warning)
         progress.log.info("%s: %s", outcome.place, "built" if outcome.sha256 else "not built")
     # Without warnings: a finished place that is kept repeats none, and equal results have equal summaries.
-    rows = [{name: value for name, value in vars(one).items() if name != "warnings"} for one in outcomes]
-    rows += _other_rows(out, {one.folder for one in outcomes})
+    rows = [{name: value for name, value in vars(outcome).items() if name != "warnings"} for outcome in outcomes]
+    rows += _rows_of_other_places(out, {outcome.folder for outcome in outcomes})
     files.write(out / SUMMARY, files.pretty_json({"places": rows}))
     return outcomes
 
 
-def _other_rows(out: Path, folders: Set[str]) -> list[dict[str, Any]]:
+def _rows_of_other_places(out: Path, folders: Set[str]) -> list[dict[str, Any]]:
     """Return the rows of the present summary for finished places that this command did not build, by folder."""
     try:
-        listed = files.read_plain(out / SUMMARY).get("places", ()) if (out / SUMMARY).is_file() else ()
+        summary_rows = files.read_plain(out / SUMMARY).get("places", ()) if (out / SUMMARY).is_file() else ()
     except SgdataError:  # damaged; it is written anew
         return []
-    rows = {str(row.get("folder")): row for row in listed if isinstance(row, dict)}
+    rows = {str(row.get("folder")): row for row in summary_rows if isinstance(row, dict)}
     finished = {path.parent.name for path in out.glob(f"*/{output_names.SUMS}")}
     return [row for name, row in sorted(rows.items()) if name in finished - folders]
 
@@ -218,28 +218,28 @@ def exit_code(outcomes: Sequence[PlaceOutcome] | Sequence[PlacePlan]) -> ExitCod
     return ExitCode(codes.pop()) if len(codes) == 1 else ExitCode.FINDINGS
 
 
-def _surviving(run: Any, jobs: Sequence[PlaceJob]) -> Iterator[PlaceOutcome]:
+def _build_each(run: Any, jobs: Sequence[PlaceJob]) -> Iterator[PlaceOutcome]:
     """Yield the outcome of each place in order; a place that kills its workers fails alone."""
-    done = 0
+    finished_count = 0
     try:
         for outcome in run(jobs):
-            done += 1
+            finished_count += 1
             yield outcome
     except pool.WorkerLostError as error:
         progress.log.warning("%s; the other places are built one by one", error)
     except ServiceError as error:
-        if not done:
+        if not finished_count:
             raise
-        yield from (_failed(job, ExitCode.REFUSED, str(error)) for job in jobs[done:])
+        yield from (_failed_outcome(job, ExitCode.REFUSED, str(error)) for job in jobs[finished_count:])
         return
-    for job in jobs[done:]:
+    for job in jobs[finished_count:]:
         try:
             yield from run([job])
         except (ServiceError, pool.WorkerLostError) as error:
-            yield _failed(job, ExitCode.REFUSED, str(error))
+            yield _failed_outcome(job, ExitCode.REFUSED, str(error))
 
 
-def _build_one(job: PlaceJob) -> PlaceOutcome:
+def _build_place(job: PlaceJob) -> PlaceOutcome:
     from sgdata.builds import pipeline
 
     with progress.about(job.name) as warnings:
@@ -253,7 +253,7 @@ def _build_one(job: PlaceJob) -> PlaceOutcome:
             findings = build_folder.describe_findings(folder)
             counts = read_patches(folder / output_names.PATCHES)["split"].value_counts()
         except Exception as error:  # of one place, and no reason to leave the others unbuilt
-            return replace(_failed(job, *_failure(error)), warnings=tuple(warnings))
+            return replace(_failed_outcome(job, *_describe_failure(error)), warnings=tuple(warnings))
     return PlaceOutcome(
         place=job.name,
         folder=job.paths.out.name,
@@ -283,15 +283,17 @@ def _identity(job: PlaceJob) -> str:
         path for path in (paths.osm, paths.gap_fill, paths.raster, paths.sea, job.recipe.area.aoi) if path is not None
     ]
     masks = sorted(paths.masks.glob("*.tif")) if paths.masks else []
-    named = [urls.without_secrets(str(path)) for path in (paths.stac, *local)]
-    return lock.sha256([job.recipe, job.locked, job.exact, named, identity.identify_files([*map(str, local), *masks])])
+    addresses = [urls.without_secrets(str(path)) for path in (paths.stac, *local)]
+    return lock.sha256(
+        [job.recipe, job.locked, job.exact, addresses, identity.identify_files([*map(str, local), *masks])]
+    )
 
 
-def _failed(job: PlaceJob, code: int, message: str) -> PlaceOutcome:
+def _failed_outcome(job: PlaceJob, code: int, message: str) -> PlaceOutcome:
     return PlaceOutcome(place=job.name, folder=job.paths.out.name, code=code, message=message)
 
 
-def _failure(error: Exception) -> tuple[ExitCode, str]:
+def _describe_failure(error: Exception) -> tuple[ExitCode, str]:
     """Return exit code and message of an error; the traceback of a bug goes to the log."""
     if isinstance(error, SgdataError):
         return ExitCode.REFUSED, str(error)

@@ -59,7 +59,7 @@ def entries(given: Mapping[str, object], place: Sequence[str] | None, places: Pa
         option = "--place" if places is None else "--places"
         if named or (places is not None and place):
             raise SettingError(f"{option}: also {', '.join(named) or 'place'} given; give one kind of area")
-        return place_list.read(places) if places is not None else place_list.of_names(place or ())
+        return place_list.read(places) if places is not None else place_list.name_entries(place or ())
     aoi = given.get("aoi")
     if not isinstance(aoi, Path) or named != ["aoi"] or place:
         return []
@@ -86,8 +86,8 @@ def place_jobs(
     base = recipe or "segmunich"
     # None: not given; the recipe's value is used.
     given = {key: value for key, value in overrides.items() if value is not None}
-    recipes = [build_recipe.recipe_for(base, {**given, **one.chosen}, changes or ()) for one in listed]
-    return places.jobs(listed, recipes, paths, locks=locks, exact=exact)
+    recipes = [build_recipe.recipe_for(base, {**given, **one.settings}, changes or ()) for one in listed]
+    return places.create_jobs(listed, recipes, paths, locks=locks, exact=exact)
 
 
 def plan_places(jobs: Sequence[PlaceJob], out: Path, *, workers: int, allow_holes: bool) -> Outcome[list[PlacePlan]]:
@@ -97,12 +97,12 @@ def plan_places(jobs: Sequence[PlaceJob], out: Path, *, workers: int, allow_hole
 
     plans = places.plan(jobs, workers=workers)
     cost = build_cost.add_up([one.cost for one in plans if one.cost])
-    scenes = sum(len(one.planned.items) for one in plans if one.planned)
+    scenes = sum(len(one.build_lock.items) for one in plans if one.build_lock)
     km2 = round(sum(one.area.km2 for one in plans if one.area), 2)
     rows = [
         {
             "place": one.place, "folder": one.folder, "code": one.code, "message": one.message, "area": one.area,
-            "cost": one.cost, "months": coverage.count_months(one.planned) if one.planned else (),
+            "cost": one.cost, "months": coverage.count_months(one.build_lock) if one.build_lock else (),
         }
         for one in plans
     ]  # fmt: skip
@@ -162,10 +162,10 @@ def _cells(cost: Cost) -> tuple[str, str, str]:
 
 
 def _planned_row(one: PlacePlan) -> tuple[str, ...]:
-    if one.planned is None or one.cost is None or one.area is None:
+    if one.build_lock is None or one.cost is None or one.area is None:
         return (one_line(one.place), *("",) * 6, "not planned")
     state = "has holes" if one.holes else "planned"
-    numbers = (f"{one.area.km2:,.2f}", f"{len(one.planned.items)}", *_cells(one.cost))
+    numbers = (f"{one.area.km2:,.2f}", f"{len(one.build_lock.items)}", *_cells(one.cost))
     return (one_line(one.place), one.area.crs, *numbers, state)
 
 
