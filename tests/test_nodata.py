@@ -198,7 +198,7 @@ def test_no_data_in_masks_of_any_type_is_the_value_to_ignore(dtype: str, masked:
     one = Sample(key="a", split="train", arrays={"image": np.full((12, 2, 2), 7, np.uint16), "mask": labels})
     stored = write_shards.storable(one, data).arrays["mask"]
     assert not isinstance(stored, np.ma.MaskedArray)
-    assert stored.dtype.name in array_codec.STORED
+    assert stored.dtype.name in array_codec.STORED_DTYPES
     assert stored.dtype.kind != "f"
     assert stored.tolist() == [[0, 1], [3, ignore]]
 

@@ -74,7 +74,7 @@ def test_gdal_paints_the_same_map(real: Path, place: str) -> None:
     shapes = []
     for row in found.table.to_crs(grid.crs).itertuples():
         rule = tag_rules.match(RULES, row.kind, row.tags, is_way=row.osm_type == "way")
-        if rule is None or tag_rules.hidden(row.tags, rule):
+        if rule is None or tag_rules.is_underground(row.tags, rule):
             continue
         shape, order = shapely.make_valid(row.geometry), 0
         if row.kind == "line":

@@ -398,4 +398,4 @@ def test_the_owner_states_the_licence_of_a_release(tmp_path: Path) -> None:
     assert notice.read_text().startswith("CC-BY-4.0")
     order = ReleaseOrder(name="a", version="1", source=tmp_path, out=tmp_path, licence="CC-BY-4.0")
     with pytest.raises(SettingError, match="eurosat has its own .* leave --licence out"):
-        release_content.permitted(cards.card("eurosat"), order, ours=False)
+        release_content.require_permission(cards.card("eurosat"), order, ours=False)

@@ -127,7 +127,7 @@ def test_noise_has_the_stated_variance() -> None:
 @pytest.mark.parametrize("kind", scenarios.GROUNDS)
 def test_ground_is_the_same_in_every_window(kind: str, request: pytest.FixtureRequest) -> None:
     whole: Town = request.getfixturevalue("town" if kind == "plain" else "mosaic_town")
-    around = truth.grow(whole.scenarios.area, Window(row=120, col=240, height=180, width=120))
+    around = truth.grow(whole.scenario.area, Window(row=120, col=240, height=180, width=120))
     tree = shapely.STRtree([layer.outline for layer in whole.layers])
     near = surface.layers_near(tree, whole.layers, around)
     part = surface.paint(near, around, seed=1, epoch=1, ground=kind)

@@ -95,7 +95,7 @@ def test_soft_ways_and_buildings_have_their_group_and_tier() -> None:
 def test_tunnels_are_hidden_and_bridges_are_not(text: dict[str, str], expected: bool) -> None:
     rule = tag_rules.match(RULES, "line", text, is_way=True)
     assert rule is not None
-    assert tag_rules.hidden(text, rule) is expected
+    assert tag_rules.is_underground(text, rule) is expected
 
 
 def test_a_river_below_bridges_is_seen_and_an_underground_car_park_is_not() -> None:
@@ -106,7 +106,7 @@ def test_a_river_below_bridges_is_seen_and_an_underground_car_park_is_not() -> N
     ):
         rule = tag_rules.match(RULES, "polygon", text, is_way=True)
         assert rule is not None
-        assert tag_rules.hidden(text, rule) is expected
+        assert tag_rules.is_underground(text, rule) is expected
 
 
 @pytest.mark.parametrize(

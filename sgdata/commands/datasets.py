@@ -205,7 +205,7 @@ def _builds(dataset: str, sources: Sequence[Path]) -> dict[str, Path]:
     from sgdata.packing import place_sources
 
     if dataset == "segmunich" and sources:
-        return place_sources.find(sources)
+        return place_sources.find_builds(sources)
     if len(sources) > 1:
         raise SettingError(f"--source: {len(sources)} given; '{dataset}' takes one, only segmunich several builds")
     return {}

@@ -25,10 +25,10 @@ from sgdata.limits import MEMBER_BYTES, MEMBER_COUNT
 Content = Callable[[SourceMember], bytes]
 
 _LARGEST_HEADER = 2**20
-_PIECE = 2**20
+_SKIP_BYTES = 2**20
 # First bytes (RFC 1952; RFC 8878, 3.1.1; bzip2) and the name of the codec in Arrow.
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"BZh": "bz2"}
-_PACKED = re.compile(r"\.(tar|tgz|gz|zst|bz2|7z|rar|zip)[a-z0-9.]*$")
+_ARCHIVE_SUFFIX = re.compile(r"\.(tar|tgz|gz|zst|bz2|7z|rar|zip)[a-z0-9.]*$")
 _LFS = b"version https://git-lfs"
 
 
@@ -53,24 +53,24 @@ def list_members(source: Path) -> MemberListing:
     """
     files.require_file(source, "a folder, zip or tar of a dataset as distributed")
     if source.is_dir():
-        members_with_reasons = _in_folder(source)
+        members_with_reasons = _list_folder(source)
     elif zipfile.is_zipfile(source):
-        members_with_reasons = _in_zip(source)
+        members_with_reasons = _list_zip(source)
     else:
-        members_with_reasons = _in_tar(source)
+        members_with_reasons = _list_tar(source)
     # The first member of a name counts; unpacking a tar would keep the last, and readers could take either.
-    taken: dict[str, SourceMember] = {}
+    member_of: dict[str, SourceMember] = {}
     rejected = []
     for member, reason in members_with_reasons:
         # AppleDouble files, which macOS packs beside each file under a similar name.
         if "/._" in member.name or member.name.startswith(("._", "__MACOSX/")):
             continue
-        reason = reason or _unsafe(member, taken)
+        reason = reason or _reason_to_reject(member, member_of)
         if reason:
             rejected.append((member.name, reason))
         else:
-            taken[member.name] = member
-    members = tuple(member for _, member in sorted(taken.items()))
+            member_of[member.name] = member
+    members = tuple(member for _, member in sorted(member_of.items()))
     return MemberListing(members=members, rejected=tuple(sorted(rejected)))
 
 
@@ -78,23 +78,23 @@ def dataset_not_found(source: Path, listing: MemberListing, message: str) -> Sou
     """Return the error of a reader that finds no sample: `message` says what it expects, the rest what is there."""
     names = [member.name for member in listing.members]
     # Downloads under a name that is on no card, or in parts.
-    packed = [name for name in names if _PACKED.search(name)]
+    packed = [name for name in names if _ARCHIVE_SUFFIX.search(name)]
     there = f"; it holds {len(names)} files, such as {(packed or names)[0]}" if names else "; it is empty"
     cure = "; join the parts of an archive, and give it as --source" if packed else ""
     return SourceError(f"{source}: {message}{there}{cure}")
 
 
-def _unsafe(member: SourceMember, taken: dict[str, SourceMember]) -> str:
+def _reason_to_reject(member: SourceMember, earlier: dict[str, SourceMember]) -> str:
     if member.name.startswith("/") or ".." in member.name.split("/") or "\\" in member.name or "\0" in member.name:
         return "name leads out of the archive"
-    if member.name in taken:
+    if member.name in earlier:
         return "second member of this name"
     if not 0 <= member.size <= MEMBER_BYTES.most:
         return f"{member.size} bytes, at most {MEMBER_BYTES.most} are read"
     return ""
 
 
-def _in_folder(source: Path) -> Iterator[tuple[SourceMember, str]]:
+def _list_folder(source: Path) -> Iterator[tuple[SourceMember, str]]:
     # Plain strings and scandir: a dataset may be millions of files, and path objects cost more than the disk.
     start = len(str(source)) + 1
     pending, followed = [str(source)], {os.path.realpath(source)}
@@ -120,7 +120,7 @@ def _in_folder(source: Path) -> Iterator[tuple[SourceMember, str]]:
                 # OSCD comes as three zips side by side. One that is also unpacked here counts once.
                 if os.path.isdir(entry.path[:-4]):  # noqa: PTH112 - strings, as above
                     continue
-                for member, reason in _in_zip(Path(entry.path)):
+                for member, reason in _list_zip(Path(entry.path)):
                     yield replace(member, name=f"{entry.path[start:]}/{member.name}"), reason
             # A file that changes before its content is read is recognised by its size.
             elif entry.is_file():
@@ -129,33 +129,33 @@ def _in_folder(source: Path) -> Iterator[tuple[SourceMember, str]]:
                 yield SourceMember(name=entry.path[start:], size=0), "not a plain file, or a broken link"
 
 
-def _in_zip(source: Path) -> Iterator[tuple[SourceMember, str]]:
+def _list_zip(source: Path) -> Iterator[tuple[SourceMember, str]]:
     try:
         with zipfile.ZipFile(source) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise SourceError(f"{source}: not a readable zip: {error}; download it again") from None
-    for info in infos:
-        if not info.filename.endswith("/"):  # `is_dir` fails for a name without characters
-            kind = (info.external_attr >> 28) & 0xF
-            reason = "encrypted" if info.flag_bits & 1 else "not a plain file" if kind not in (0, 8) else ""
-            yield SourceMember(name=info.filename, size=info.file_size), reason
+    for header in infos:
+        if not header.filename.endswith("/"):  # `is_dir` fails for a name without characters
+            kind = (header.external_attr >> 28) & 0xF
+            reason = "encrypted" if header.flag_bits & 1 else "not a plain file" if kind not in (0, 8) else ""
+            yield SourceMember(name=header.filename, size=header.file_size), reason
 
 
-def _in_tar(source: Path) -> Iterator[tuple[SourceMember, str]]:
+def _list_tar(source: Path) -> Iterator[tuple[SourceMember, str]]:
     try:
-        with _front_to_back(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
-            while (info := archive.next()) is not None:
+        with _open_forward(source) as stream, tarfile.open(fileobj=stream, mode="r:") as archive:  # type: ignore[call-overload]
+            while (header := archive.next()) is not None:
                 archive.members.clear()  # tarfile keeps every header: gigabytes for BigEarthNet
                 stream.count += 1
-                if info.size > MEMBER_BYTES.most and _codec(source):
+                if header.size > MEMBER_BYTES.most and _codec(source):
                     # To skip it takes decompressing it: hours for the terabytes that a few kilobytes can claim.
                     raise SourceError(
-                        f"{source}: member '{info.name}' claims {info.size} bytes; not a dataset's tar, fetch it again"
+                        f"{source}: member '{header.name}' claims {header.size} bytes; fetch the tar again"
                     )
-                if not info.isdir():
-                    reason = "" if info.isreg() and not info.issparse() else "not a plain file"
-                    yield SourceMember(name=info.name, size=info.size, offset=info.offset_data), reason
+                if not header.isdir():
+                    reason = "" if header.isreg() and not header.issparse() else "not a plain file"
+                    yield SourceMember(name=header.name, size=header.size, offset=header.offset_data), reason
             # tarfile treats an unreadable header as the end; the true end is a block of zeros (POSIX pax).
             if stream.last.strip(b"\0") or not stream.last:
                 raise tarfile.ReadError(f"no end mark, damaged or cut short at byte {stream.tell()}")
@@ -177,7 +177,7 @@ def _codec(source: Path) -> str | None:
     return next((name for magic, name in _COMPRESSED.items() if start.startswith(magic)), None)
 
 
-class _FrontToBack:
+class _ForwardStream:
     """Stream for `tarfile` that never seeks backwards and limits the size of headers.
 
     A pax header may claim any size, which `tarfile` would read whole; a negative size would make it loop forever.
@@ -198,7 +198,7 @@ class _FrontToBack:
         if self._stream.seekable():
             self._at = self._stream.seek(to)
         while self._at < to:
-            if not (piece := self._stream.read(min(_PIECE, to - self._at))):
+            if not (piece := self._stream.read(min(_SKIP_BYTES, to - self._at))):
                 raise tarfile.ReadError(f"ends at byte {self._at}, expected {to}")
             self._at += len(piece)
 
@@ -217,17 +217,17 @@ class _FrontToBack:
 
 
 @contextmanager
-def _front_to_back(source: Path) -> Iterator[_FrontToBack]:
+def _open_forward(source: Path) -> Iterator[_ForwardStream]:
     codec = _codec(source)
     with source.open("rb") as handle:
         if codec is None:
-            yield _FrontToBack(handle)
+            yield _ForwardStream(handle)
         else:
             import pyarrow as pa
 
             # Arrow decompresses outside the GIL, reads concatenated parts (pigz, zstd frames) and detects truncation.
             with pa.CompressedInputStream(pa.PythonFile(handle, mode="r"), codec) as stream:
-                yield _FrontToBack(stream)
+                yield _ForwardStream(stream)
 
 
 @contextmanager
@@ -236,18 +236,18 @@ def open_stream(source: Path) -> Iterator[Content]:
 
     Yields a function that returns the bytes of a member; it raises SourceError if the archive differs from its listing.
     """
-    with _front_to_back(source) as stream:
+    with _open_forward(source) as stream:
 
         def content(member: SourceMember) -> bytes:
             offset = member.offset or 0
             try:
                 stream.seek(offset)
-                data = stream.content(member.size)
-                if len(data) != member.size:
-                    raise EOFError(f"{len(data)} of {member.size} bytes left")
+                member_content = stream.content(member.size)
+                if len(member_content) != member.size:
+                    raise EOFError(f"{len(member_content)} of {member.size} bytes left")
             except (OSError, ValueError, EOFError, tarfile.TarError) as error:
                 raise SourceError(f"{source}: cannot be read at byte {offset}: {error}; download it again") from None
-            return data
+            return member_content
 
         yield content
 
@@ -278,15 +278,15 @@ def open_archive(source: Path) -> Iterator[Content]:
                 os.close(handle)
 
         if source.is_dir():
-            yield lambda member: _checked(member, lambda: from_folder(member))
+            yield lambda member: _read_checked(member, lambda: from_folder(member))
         elif zipfile.is_zipfile(source):
-            yield lambda member: _checked(member, lambda: from_zip(source, member.name, member.size))
+            yield lambda member: _read_checked(member, lambda: from_zip(source, member.name, member.size))
         else:
             tar = stack.enter_context(source.open("rb")).fileno()
-            yield lambda member: _checked(member, lambda: os.pread(tar, member.size, member.offset or 0))
+            yield lambda member: _read_checked(member, lambda: os.pread(tar, member.size, member.offset or 0))
 
 
-def _checked(member: SourceMember, read: Callable[[], bytes]) -> bytes:
+def _read_checked(member: SourceMember, read: Callable[[], bytes]) -> bytes:
     try:
         content = read()
     except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile) as error:

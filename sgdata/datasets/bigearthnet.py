@@ -47,7 +47,7 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     edition = cards.edition("bigearthnet", recipe.edition)
     space = cards.label_space("bigearthnet", recipe.labels)
     listing = archives.list_members(source)
-    wanted = {*(f"{band}.tif" for band in edition.bands), _LABELS}
+    file_names = {*(f"{band}.tif" for band in edition.bands), _LABELS}
     patches: dict[str, dict[str, SourceMember]] = {}
     # Folders may be nested to any depth, so patches are recognised by their own name.
     for member in listing.members:
@@ -55,7 +55,7 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
         patch = folder.rpartition("/")[2]
         name = file.removeprefix(f"{patch}_")
         # Keyed by folder: if a patch is here twice, bands of the two copies must not mix.
-        if name in wanted and _PATCH[edition.name].fullmatch(patch):
+        if name in file_names and _PATCH[edition.name].fullmatch(patch):
             patches.setdefault(folder, {})[name] = member
     if not patches:
         expected = f"no patch folder of BigEarthNet {edition.name}; try --edition with the other edition"
@@ -66,12 +66,12 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     if edition.name == "v2" and not metadata:
         notes.append(f"no {table or 'table'} in or beside {source.name}: samples have no labels")
         space = cards.label_space("bigearthnet", "none")
-    named = [(folder.rpartition("/")[2], members) for folder, members in patches.items()]
-    kept = [(name, members) for name, members in named if not metadata or name in metadata]
-    if len(kept) < len(patches):
-        notes.append(f"{len(patches) - len(kept)} patches are not in {table}: left out")
-    index = _index_of(space)
-    refs = tuple(_ref(name, members, metadata.get(name), index) for name, members in kept)
+    named_patches = [(folder.rpartition("/")[2], members) for folder, members in patches.items()]
+    listed_patches = [(name, members) for name, members in named_patches if not metadata or name in metadata]
+    if len(listed_patches) < len(patches):
+        notes.append(f"{len(patches) - len(listed_patches)} patches are not in {table}: left out")
+    index = _class_ids(space)
+    refs = tuple(_ref(name, members, metadata.get(name), index) for name, members in listed_patches)
     return SampleListing(refs=refs, edition=edition, labels=space, rejected=listing.rejected, notes=tuple(notes))
 
 
@@ -100,7 +100,7 @@ def _ref(
 def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRef], Sample]]:
     """Open `source`; the function reads `image_10m` (4, 120, 120), `image_20m` (6, 60, 60), `image_60m` (2, 20, 20)."""
     with archives.open_archive(source) as content:
-        index = _index_of(contract.label_space)
+        index = _class_ids(contract.label_space)
         yield lambda ref: _read(ref, content, contract, index)
 
 
@@ -128,12 +128,12 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
         raise SourceError(f"bands have different corners {sorted(corners)}: expected one upper left corner")
     meta |= ref.meta
     if _LABELS in members:
-        meta |= _from_json(content(members[_LABELS]), index)
+        meta |= _parse_labels_json(content(members[_LABELS]), index)
     arrays = {name: np.stack(planes) for name, planes in groups.items()}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=meta)
 
 
-def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any]:
+def _parse_labels_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any]:
     """Return labels, date and scene from a v1 `_labels_metadata.json`."""
     try:
         document = json.loads(content)
@@ -144,14 +144,14 @@ def _from_json(content: bytes, index: Mapping[str, int | None]) -> dict[str, Any
     return {**_labels(names, index), "date": date, "scene": scene}
 
 
-def _index_of(space: LabelSpace) -> dict[str, int | None]:
+def _class_ids(space: LabelSpace) -> dict[str, int | None]:
     """Map names of the 43 and of the 19 classes to ids of `space`; None for those of the 43 that the 19 drop."""
-    own: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
+    id_of: dict[str, int | None] = dict(zip(space.names, space.ids, strict=True))
     # A table, since code for this mapping was once applied in the wrong order (torchgeo issue 1127).
     if len(space.ids) == 19:
         for row in package_data.table("bigearthnet_43_to_19"):
-            own.setdefault(row["label43_as_in_v1_json"], own.get(row["label19"]))
-    return own
+            id_of.setdefault(row["label43_as_in_v1_json"], id_of.get(row["label19"]))
+    return id_of
 
 
 def _labels(names: list[str], index: Mapping[str, int | None]) -> dict[str, Any]:

@@ -64,21 +64,23 @@ def check_own_name(name: str, base: str) -> str:
     return name
 
 
-def check_bands(of: DatasetCard, origin: str) -> DatasetCard:
+def check_bands(dataset_card: DatasetCard, origin: str) -> DatasetCard:
     """Return the card if its sensor is known and has all bands of its editions.
 
     Raises SettingError naming the sensor or the bands that are not known.
     """
-    sensor = SENSORS.get(of.sensor)
+    sensor = SENSORS.get(dataset_card.sensor)
     if sensor is None:
-        raise SettingError(f"{origin}: sensor {of.sensor!r} is not known; expected one of {', '.join(SENSORS)}")
-    for each in of.editions:
-        if unknown := [band for band in each.bands if band not in sensor.by_name]:
+        raise SettingError(
+            f"{origin}: sensor {dataset_card.sensor!r} is not known; expected one of {', '.join(SENSORS)}"
+        )
+    for entry in dataset_card.editions:
+        if unknown := [band for band in entry.bands if band not in sensor.by_name]:
             raise SettingError(
-                f"{origin}: edition {each.name} has bands {', '.join(unknown)}, which {of.sensor} lacks; "
+                f"{origin}: edition {entry.name} has bands {', '.join(unknown)}, which {dataset_card.sensor} lacks; "
                 f"expected some of {', '.join(sensor.by_name)}"
             )
-    return of
+    return dataset_card
 
 
 def cards() -> list[DatasetCard]:
@@ -128,31 +130,31 @@ def label_space(dataset: str, name: str) -> LabelSpace:
     return LabelSpace(name=name, task=space.task, ids=ids, names=labels, colours=colours, ignore=space.ignore)
 
 
-def describe(of: DatasetCard) -> list[tuple[str, str]]:
+def describe(dataset_card: DatasetCard) -> list[tuple[str, str]]:
     """Return a card as rows of a name and a value, for display."""
-    rows = [(name, getattr(of, name)) for name in ("title", "task", "sensor", "summary", "home")]
-    for each in of.editions:
+    rows = [(name, getattr(dataset_card, name)) for name in ("title", "task", "sensor", "summary", "home")]
+    for entry in dataset_card.editions:
         # fMoW and OSCD vary in size from sample to sample.
-        size = "x".join(map(str, each.shape)) if each.shape else "varying size"
-        samples = f"{each.samples or 'unknown number of'} samples, {size}"
-        rows.append((f"edition {each.name}", f"{each.published}; {each.level}; {samples}"))
-        rows.append(("  bands in file order", " ".join(each.bands)))
-        for split in each.splits:
+        size = "x".join(map(str, entry.shape)) if entry.shape else "varying size"
+        samples = f"{entry.samples or 'unknown number of'} samples, {size}"
+        rows.append((f"edition {entry.name}", f"{entry.published}; {entry.level}; {samples}"))
+        rows.append(("  bands in file order", " ".join(entry.bands)))
+        for split in entry.splits:
             counts = ", ".join(f"{name} {count:,}" for name, count in split.counts.items())
             rows.append((f"  split {split.name}", f"{counts}. {split.note}".strip()))
-        for file in each.sources:
+        for file in entry.sources:
             length = f"{file.bytes:,} bytes" if file.bytes else "size not known"
             digest = f"{file.algorithm or 'no digest'} {file.digest}"
             rows.append((f"  file {file.file}", f"{length}, {digest} {file.url}".rstrip()))
-    spaces = [label_space(of.name, each.name) for each in of.label_spaces]
-    rows += [(f"labels {each.name}", f"{each.task}, {len(each.ids)}: {', '.join(each.names)}") for each in spaces]
-    licence = of.licence
+    spaces = [label_space(dataset_card.name, entry.name) for entry in dataset_card.label_spaces]
+    rows += [(f"labels {entry.name}", f"{entry.task}, {len(entry.ids)}: {', '.join(entry.names)}") for entry in spaces]
+    licence = dataset_card.licence
     terms = f"labels {licence.labels}; pixels {licence.pixels}; redistribution: {licence.redistribution}"
     rows.append(("licence", terms))
     if licence.note:
         rows.append(("licence note", licence.note))
-    rows += [("cite", text) for text in of.citation]
-    rows += [("known defect", text) for text in of.defects]
+    rows += [("cite", text) for text in dataset_card.citation]
+    rows += [("known defect", text) for text in dataset_card.defects]
     return rows
 
 

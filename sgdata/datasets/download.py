@@ -71,19 +71,19 @@ def plan(dataset: str, release: str, out: Path, parts: Sequence[str] = ()) -> Do
         raise SettingError(f"{dataset} {release}: nothing to download; it is made with 'sgdata build'")
     if unknown:
         raise SettingError(f"{dataset} {release} has no part {', '.join(unknown)}; known: {', '.join(available)}")
-    chosen = [source for source in edition.sources if source.part in (parts or DEFAULT_PARTS)]
+    selected = [source for source in edition.sources if source.part in (parts or DEFAULT_PARTS)]
     # A verified file is not hashed again: 66 GB take minutes.
     verified = _read_sums(out)
-    left = [source for source in chosen if source.file not in verified or not (out / source.file).is_file()]
-    without_url = [source.file for source in left if not source.url]
+    unfinished = [source for source in selected if source.file not in verified or not (out / source.file).is_file()]
+    without_url = [source.file for source in unfinished if not source.url]
     if without_url:
         home = cards.card(dataset).home
         raise SettingError(f"{dataset}: no address is known of {', '.join(without_url)}; see {home}")
-    missing = sum(source.bytes - _size(_partial_path(out, source)) for source in left if source.bytes)
+    missing = sum(source.bytes - _size(_partial_path(out, source)) for source in unfinished if source.bytes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    unsized = sum(source.bytes is None for source in left)
+    unsized = sum(source.bytes is None for source in unfinished)
     free = shutil.disk_usage(existing).free
-    return DownloadPlan(sources=tuple(left), bytes=max(missing, 0), unsized=unsized, free=free)
+    return DownloadPlan(sources=tuple(unfinished), bytes=max(missing, 0), unsized=unsized, free=free)
 
 
 def fetch(plan: DownloadPlan, out: Path, *, policy: retry.RetryPolicy = RETRY, stall_s: float = STALL_S) -> None:
@@ -131,7 +131,7 @@ def _download(source: DatasetFile, out: Path, policy: retry.RetryPolicy, stall_s
     def attempt(url: str) -> str:
         try:
             if _size(path) != source.bytes:
-                _append_missing(url, path, source, stall_s)
+                _download_rest(url, path, source, stall_s)
             return _verify(path, source)
         except failed as error:
             failures[f"{url}: {' '.join(str(error).split())[:150]}"] = None
@@ -148,7 +148,7 @@ def _download(source: DatasetFile, out: Path, policy: retry.RetryPolicy, stall_s
     raise ServiceError(f"{source.file}: cannot be fetched: {'; '.join(failures)}; try again later")
 
 
-def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -> None:
+def _download_rest(url: str, path: Path, source: DatasetFile, stall_s: float) -> None:
     """Append the missing bytes of a file. Raises ServiceError if the answer is too short, too long or an HTML page."""
     start = _size(path)
     etag = _etag_path(path)
@@ -159,11 +159,11 @@ def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -
         if etag.is_file():  # without it, the end of a new version could follow the start of an old one
             headers["If-Range"] = etag.read_text()
     with web.ask("GET", url, headers=headers, stream=True, timeout=(CONNECT_S, stall_s)) as response:
-        content_range, _, whole = response.headers.get("Content-Range", "").partition("/")
+        content_range, _, full_size = response.headers.get("Content-Range", "").partition("/")
         if response.status_code == 416:  # no bytes after `start`: the digest decides whether the file is complete
-            if source.bytes is None and not source.algorithm and whole != str(start):
+            if source.bytes is None and not source.algorithm and full_size != str(start):
                 path.unlink()
-                raise ServiceError(f"holds {whole or 'fewer'} bytes, {start} are here; downloading again")
+                raise ServiceError(f"holds {full_size or 'fewer'} bytes, {start} are here; downloading again")
             return
         if response.status_code in retry.TRANSIENT_STATUS:
             raise retry.BusyError(response)
@@ -177,7 +177,7 @@ def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -
         if response.headers.get("ETag", "").startswith('"'):
             etag.write_text(response.headers["ETag"])
         # The size of the whole file, since a server may send less than the requested range.
-        total = int(whole) if whole.isdigit() else start + int(length) if length.isdigit() else source.bytes
+        total = int(full_size) if full_size.isdigit() else start + int(length) if length.isdigit() else source.bytes
         if total is None and not source.algorithm and "Transfer-Encoding" not in response.headers:
             raise ServiceError("no Content-Length and no checksum: truncation could not be detected")
         _append_body(response, path, start, total, source)
@@ -188,33 +188,33 @@ def _append_missing(url: str, path: Path, source: DatasetFile, stall_s: float) -
 def _append_body(response: Any, path: Path, start: int, total: int | None, source: DatasetFile) -> None:
     """Write the body of a response to `path` from byte `start` on."""
     # An endless answer must not fill the disk.
-    most = source.bytes if source.bytes is not None else total
-    left = (total or 0) - start
-    deadline = time.monotonic() + DOWNLOAD_SECONDS.most + left / DOWNLOAD_BYTES_PER_S.most
+    limit = source.bytes if source.bytes is not None else total
+    remaining = (total or 0) - start
+    deadline = time.monotonic() + DOWNLOAD_SECONDS.most + remaining / DOWNLOAD_BYTES_PER_S.most
     chunks = _regroup(web.chunks(response, deadline=deadline))
     label = f"fetching {source.file}"
-    count = -(-left // CHUNK_BYTES)
+    count = -(-remaining // CHUNK_BYTES)
     with path.open("r+b" if start else "wb") as handle:
         handle.seek(start)
         for number, chunk in enumerate(progress.track(chunks, label=label, total=count)):
             # None of the files of a card begins with "<": not a table, not a list, not an archive.
             if not number and not start and chunk.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
                 raise ServiceError("server returned HTML instead of the file (login page?)")
-            if most is not None and handle.tell() + len(chunk) > most:
-                raise ServiceError(f"sends more than {most} bytes")
+            if limit is not None and handle.tell() + len(chunk) > limit:
+                raise ServiceError(f"sends more than {limit} bytes")
             handle.write(chunk)
 
 
 def _regroup(received: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the bytes in chunks of CHUNK_BYTES, the last one shorter."""
-    waiting = bytearray()
-    for part in received:
-        waiting += part
-        while len(waiting) >= CHUNK_BYTES:
-            yield bytes(waiting[:CHUNK_BYTES])
-            del waiting[:CHUNK_BYTES]
-    if waiting:
-        yield bytes(waiting)
+    buffer = bytearray()
+    for chunk in received:
+        buffer += chunk
+        while len(buffer) >= CHUNK_BYTES:
+            yield bytes(buffer[:CHUNK_BYTES])
+            del buffer[:CHUNK_BYTES]
+    if buffer:
+        yield bytes(buffer)
 
 
 def _verify(path: Path, source: DatasetFile) -> str:

@@ -45,17 +45,19 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
         )
     rows = _rows(source, listing.members, {split for split, _ in images})
     if rows:
-        wanted = {at: member for at, member in images.items() if at in rows}
+        selected = {split_and_stem: member for split_and_stem, member in images.items() if split_and_stem in rows}
         # Of all TIFFs, whatever their names, since a note reports what is left out.
         images_there = {member.name for member in listing.members if member.name.lower().endswith(TIFF)}
-        surplus = sorted(images_there - {member.name for member in wanted.values()})
+        surplus = sorted(images_there - {member.name for member in selected.values()})
         notes = [f"{len(surplus)} images are in no CSV: left out, such as {surplus[0]}"] if surplus else []
         absent = len(rows.keys() - images.keys())
         if absent:
             notes.append(f"{absent} rows of the CSVs have no image here")
     else:
-        wanted, notes = images, ["no train.csv, val.csv or test_gt.csv: all images are used"]
-    refs = tuple(_ref(at, member, rows.get(at), space) for at, member in wanted.items())
+        selected, notes = images, ["no train.csv, val.csv or test_gt.csv: all images are used"]
+    refs = tuple(
+        _ref(split_and_stem, member, rows.get(split_and_stem), space) for split_and_stem, member in selected.items()
+    )
     # The scale of the contract is that of the stored 2 x DN.
     stored = replace(edition, scale=edition.scale / DOUBLED)
     return SampleListing(refs=refs, edition=stored, labels=space, rejected=listing.rejected, notes=tuple(notes))
@@ -95,8 +97,10 @@ def _rows(source: Path, members: tuple[SourceMember, ...], splits: set[str]) -> 
     return rows
 
 
-def _ref(at: tuple[str, str], member: SourceMember, row: dict[str, str] | None, space: LabelSpace) -> SampleRef:
-    split, stem = at
+def _ref(
+    split_and_stem: tuple[str, str], member: SourceMember, row: dict[str, str] | None, space: LabelSpace
+) -> SampleRef:
+    split, stem = split_and_stem
     match = _STEM.fullmatch(stem)
     category = match[1] if match else ""
     meta: dict[str, Any] = {"labels": [space.ids[space.names.index(category)]], "label_names": [category]}

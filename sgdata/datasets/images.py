@@ -23,7 +23,7 @@ IGNORE = 255
 def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the rows of a table of images. Raises SettingError, SourceError."""
     table = sample_tables.read(source, ("image",))
-    bands, nodata = table_rasters.header_facts(table)
+    bands, nodata = table_rasters.read_bands_and_nodata(table)
     space = _label_space(table)
     refs = table_rasters.list_refs(table)
     if space.task == "single-label":
@@ -38,7 +38,7 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
         labels=space,
         contract=sample_tables.contract(table, "images", space, bands, nodata),
         rejected=table.rejected,
-        read=table_rasters.files_of(table),
+        shared_files=table_rasters.find_sources(table),
     )
 
 
@@ -79,6 +79,6 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
                 arrays["mask"] = np.full(arrays["image"].shape[1:], contract.label_space.ignore_index)
                 if masks:
                     arrays["mask"] = table_rasters.read_mask(masks[0], ref)
-            return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.georeference(image, ref))
+            return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.sample_metadata(image, ref))
 
         yield read

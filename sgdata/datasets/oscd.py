@@ -61,16 +61,16 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
     """Open `source`; the function reads `image_before`, `image_after` (13, H, W) and `mask` (H, W)."""
     facts = {city["name"]: city for city in package_data.document("oscd_cities")["cities"]}
     with archives.open_archive(source) as content:
-        yield lambda ref: _as_published(_read(ref, content, contract), facts[ref.key])
+        yield lambda ref: _require_published_facts(_read(ref, content, contract), facts[ref.key])
 
 
-def _as_published(sample: Sample, fact: Mapping[str, Any]) -> Sample:
+def _require_published_facts(sample: Sample, facts: Mapping[str, Any]) -> Sample:
     """Return the sample. Raises SourceError if its size or dates are not the published ones of the city."""
-    expected = (fact["height"], fact["width"])
+    expected = (facts["height"], facts["width"])
     if sample.arrays["mask"].shape != expected:
         raise SourceError(f"change map is {sample.arrays['mask'].shape}, the published one is {expected}")
     for name, number in (("date", 1), ("date_after", 2)):
-        day = fact[f"date_{number}"]
+        day = facts[f"date_{number}"]
         if sample.meta.get(name) not in (None, f"{day[:4]}-{day[4:6]}-{day[6:]}"):
             raise SourceError(f"dates.txt says {name} {sample.meta[name]}, expected {day} as published: another day?")
     return sample
@@ -82,7 +82,7 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract) -> Samp
     arrays = {
         "image_before": _stack("imgs_1_rect", members, content, contract),
         "image_after": _stack("imgs_2_rect", members, content, contract),
-        "mask": _change(ref.key, members, content),
+        "mask": _read_change_map(ref.key, members, content),
     }
     meta: dict[str, Any] = {}
     if dates:
@@ -107,7 +107,7 @@ def _stack(folder: str, members: Mapping[str, SourceMember], content: archives.C
     return np.stack(planes)
 
 
-def _change(city: str, members: Mapping[str, SourceMember], content: archives.Content) -> Array:
+def _read_change_map(city: str, members: Mapping[str, SourceMember], content: archives.Content) -> Array:
     """Return the change map (H, W) uint8 of 0 and 1, from the PNG or the TIFF."""
     maps: list[Array] = []
     if f"cm/{city}-cm.tif" in members:
@@ -121,10 +121,10 @@ def _change(city: str, members: Mapping[str, SourceMember], content: archives.Co
         maps.append(_from_png(content(members["cm/cm.png"])))
     if not maps:
         raise SourceError(f"no change map, expected cm/cm.png or cm/{city}-cm.tif")
-    first: Array = maps[0]
-    if any(not np.array_equal(first, other) for other in maps[1:]):
+    change_map: Array = maps[0]
+    if any(not np.array_equal(change_map, other) for other in maps[1:]):
         raise SourceError("change maps cm.png and cm.tif differ")
-    return first
+    return change_map
 
 
 def _from_png(content: bytes) -> Array:

@@ -50,9 +50,9 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the rows of a table, or the patches of the first of two builds. Raises SettingError, SourceError."""
     files.require_file(source, "a table of pairs, or a TOML file that names two builds")
     if source.suffix not in (".csv", ".parquet") and "change" in files.read_plain(source):
-        return _find_in_builds(source, recipe)
+        return _list_pair(source, recipe)
     table = sample_tables.read(source, ("before", "after"))
-    bands, nodata = table_rasters.header_facts(table)
+    bands, nodata = table_rasters.read_bands_and_nodata(table)
     space = _label_space(table, cards.label_space("pairs", recipe.labels))
     return SampleListing(
         refs=table_rasters.list_refs(table),
@@ -60,22 +60,22 @@ def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
         labels=space,
         contract=sample_tables.contract(table, "pairs", space, bands, nodata),
         rejected=table.rejected,
-        read=table_rasters.files_of(table),
+        shared_files=table_rasters.find_sources(table),
     )
 
 
-def _label_space(table: sample_tables.SampleTable, usual: LabelSpace) -> LabelSpace:
-    names = table.document.classes or usual.names
+def _label_space(table: sample_tables.SampleTable, default: LabelSpace) -> LabelSpace:
+    names = table.document.classes or default.names
     if len(names) != 2:
         raise SettingError(f"{table.folder}: classes is {list(names)}: expected two names, unchanged and changed")
     if any(row.label for row in table.rows):
         raise SettingError(f"{table.folder}: label is a column of images; give pairs a mask of what changed")
     if not any(row.mask for row in table.rows):
         return LabelSpace(name="none", task="none")
-    return replace(usual, names=names)
+    return replace(default, names=names)
 
 
-def _find_in_builds(source: Path, recipe: ShardRecipe) -> SampleListing:
+def _list_pair(source: Path, recipe: ShardRecipe) -> SampleListing:
     pair = files.read(PairPaths, source)
     before, after = (source.parent / path for path in (pair.before, pair.after))
     for build in (before, after):
@@ -97,7 +97,7 @@ def _find_in_builds(source: Path, recipe: ShardRecipe) -> SampleListing:
         edition=cards.edition("pairs", recipe.edition),
         labels=space,
         contract=contract,
-        read=tuple(allowed_formats.files_of(change)[1:]),
+        shared_files=tuple(allowed_formats.files_of(change)[1:]),
     )
 
 
@@ -122,4 +122,4 @@ def _read(ref: SampleRef, rasters: table_rasters.Rasters, contract: Contract) ->
             change = table_rasters.read_mask(rasters[2], ref)
         changed = (np.ma.getdata(change) > 0).astype(np.uint8)
         arrays["mask"] = np.ma.MaskedArray(changed, no_data | np.ma.getmaskarray(change))
-    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.georeference(rasters[0], ref))
+    return Sample(key=ref.key, split=ref.split, arrays=arrays, meta=table_rasters.sample_metadata(rasters[0], ref))

@@ -50,18 +50,18 @@ def open_samples(dataset: str, source: Path, contract: Contract) -> Iterator[Cal
         SettingError: The catalogue has no such dataset.
         SourceError: The source cannot be opened; the function raises it for a sample that cannot be read.
     """
-    editions = {each.name: each.bands for each in cards.card(dataset).editions}
+    editions = {edition.name: edition.bands for edition in cards.card(dataset).editions}
     by_name = {band.name: band for band in contract.bands}
     # A build and a table have contracts of their own, whose order is that in which their bands are read.
     order = dict.fromkeys((*editions.get(contract.version, ()), *by_name))
     stored = tuple(by_name[name] for name in order if name in by_name)
     with reader(dataset).open_source(source, replace(contract, bands=stored)) as read:
-        yield lambda ref: _reordered(read(ref), stored, contract.bands)
+        yield lambda ref: _reorder_bands(read(ref), stored, contract.bands)
 
 
-def _reordered(sample: Sample, stored: Sequence[Band], wanted: Sequence[Band]) -> Sample:
+def _reorder_bands(sample: Sample, stored: Sequence[Band], target: Sequence[Band]) -> Sample:
     """Return a sample with the bands of its images, which are in the order `stored`, in the order `wanted`."""
-    if tuple(stored) == tuple(wanted):
+    if tuple(stored) == tuple(target):
         return sample
     arrays = dict(sample.arrays)
     for name in arrays:
@@ -70,5 +70,5 @@ def _reordered(sample: Sample, stored: Sequence[Band], wanted: Sequence[Band]) -
             # Groups such as image_20m hold the bands of that resolution.
             group = [band for band in stored if not native.isdigit() or band.gsd_m == int(native)]
             if len(arrays[name]) == len(group):  # another number of bands is refused when the sample is checked
-                arrays[name] = arrays[name][[group.index(band) for band in wanted if band in group]]
+                arrays[name] = arrays[name][[group.index(band) for band in target if band in group]]
     return replace(sample, arrays=arrays)

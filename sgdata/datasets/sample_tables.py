@@ -156,7 +156,7 @@ def read(source: Path, images: Sequence[str]) -> SampleTable:
             # Not by its number: the order of the rows decides nothing.
             name = values.get("key") or values.get(images[0]) or values
             rejected.append((str(values.get(images[0], "")), f"row '{name!s:.80}': {error}"))
-    for check in (_missing_files, _repeated, _other_facts):
+    for check in (_missing_files, _repeated, _find_deviating):
         wrong = check(rows, folder)
         rejected += [(row.images[0], f"row '{row.key}': {wrong[row]}") for row in rows if row in wrong]
         rows = [row for row in rows if row not in wrong]
@@ -258,16 +258,16 @@ def _repeated(rows: Iterable[SampleRow], folder: Path) -> dict[SampleRow, str]:
     return {row: f"{counts[row.key]} rows have this key, expected one" for row in rows if counts[row.key] > 1}
 
 
-def _other_facts(rows: Iterable[SampleRow], folder: Path) -> dict[SampleRow, str]:
+def _find_deviating(rows: Iterable[SampleRow], folder: Path) -> dict[SampleRow, str]:
     """Return the rows that differ from most in a fact that the contract states once."""
     wrong = {}
     for name in ("bands", "level", "gsd_m"):
         counts = Counter(_comparable(getattr(row, name)) for row in rows)
         # Of equally many the first by name, so that the order of the rows decides nothing.
-        usual = min(counts, key=lambda value: (-counts[value], _shown(value)), default=None)
+        most_common = min(counts, key=lambda value: (-counts[value], _shown(value)), default=None)
         for row in rows:
-            if _comparable(getattr(row, name)) != usual:
-                wrong[row] = f"{name} is {_shown(getattr(row, name))}, that of most rows is {_shown(usual)}"
+            if _comparable(getattr(row, name)) != most_common:
+                wrong[row] = f"{name} is {_shown(getattr(row, name))}, that of most rows is {_shown(most_common)}"
     return wrong
 
 

@@ -30,8 +30,8 @@ STORED_SHARE = 0.7
 def list_samples(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List the samples of a build folder (it has a table of patches) or of the released archive."""
     if (source / output_names.PATCHES).is_file():
-        return _find_in_build(source, recipe.labels)
-    return _find_released(source, recipe)
+        return _list_build(source, recipe.labels)
+    return _list_released(source, recipe)
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def open_source(source: Path, contract: Contract) -> Iterator[Callable[[SampleRe
 # --- a build -----------------------------------------------------------------------
 
 
-def _find_in_build(source: Path, labels: str) -> SampleListing:
+def _list_build(source: Path, labels: str) -> SampleListing:
     members = tuple(SourceMember(name=name, size=(source / name).stat().st_size) for name in _rasters(source))
     contract = contracts.read(source)
     # The shipped recipe names the labels of the released patches; any other value was chosen by the user.
@@ -86,7 +86,7 @@ def _read_patch(ref: SampleRef, images: dict[str, Any]) -> Sample:
 # --- the released archive ------------------------------------------------------------------
 
 
-def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
+def _list_released(source: Path, recipe: ShardRecipe) -> SampleListing:
     """List `[TUM_128/]{train,val,test}/{img,label}/<id>.tif`; images without a label are rejected.
 
     The released splits have about ten rotated and mirrored copies of each window, also across splits. Copies share the
@@ -109,29 +109,31 @@ def _find_released(source: Path, recipe: ShardRecipe) -> SampleListing:
         raise archives.dataset_not_found(source, listing, expected)
     size = int(128 * 128 * 2 * len(edition.bands) * STORED_SHARE)
     refs = []
-    for split, name in (at for at in images if at in labels):
+    for split, name in (split_and_name for split_and_name in images if split_and_name in labels):
         # Ids of copies may have any characters; a dot or a blank would end the key of a tar member.
         key = f"{split}-{re.sub(r'[^A-Za-z0-9_-]', '-', name)}"
         members = (images[split, name], labels[split, name])
         refs.append(SampleRef(key=key, split=split, members=members, bytes=size))
-    alone = tuple((images[at].name, "image without label") for at in sorted(images.keys() - labels.keys()))
+    unlabelled = tuple(
+        (images[split_and_name].name, "image without label") for split_and_name in sorted(images.keys() - labels.keys())
+    )
     space = cards.label_space("segmunich", "segmunich-released")
-    grouped = _grouped(refs, source)
+    grouped = _add_groups(refs, source)
     # Copies within train are kept, as published; they can be recognised by their group.
-    trained = {ref.meta["group"] for ref in grouped if ref.split == "train"}
+    training_groups = {ref.meta["group"] for ref in grouped if ref.split == "train"}
     as_published = recipe.splits == "released"
-    kept = tuple(r for r in grouped if as_published or r.split == "train" or r.meta["group"] not in trained)
+    selected = tuple(r for r in grouped if as_published or r.split == "train" or r.meta["group"] not in training_groups)
     copies = len(grouped) - len({ref.meta["group"] for ref in grouped})
     notes = []
     if copies and not as_published:
-        notes.append(f"{len(grouped) - len(kept)} copies of training patches in val or test: left out")
+        notes.append(f"{len(grouped) - len(selected)} copies of training patches in val or test: left out")
     if copies:
         notes.append(f"{copies} of {len(grouped)} patches are copies of another, turned or mirrored")
-    rejected = listing.rejected + alone
-    return SampleListing(refs=kept, edition=edition, labels=space, rejected=rejected, notes=tuple(notes))
+    rejected = listing.rejected + unlabelled
+    return SampleListing(refs=selected, edition=edition, labels=space, rejected=rejected, notes=tuple(notes))
 
 
-def _grouped(refs: list[SampleRef], source: Path) -> list[SampleRef]:
+def _add_groups(refs: list[SampleRef], source: Path) -> list[SampleRef]:
     """Return the refs with a hash of the pixels that rotation and mirroring do not change, as their `group`."""
     grouped = []
     with archives.open_archive(source) as content:
@@ -160,12 +162,12 @@ def _read_released(ref: SampleRef, content: archives.Content, shape: tuple[int, 
     # Compared before the cast, which is undefined for NaN and values out of range.
     if image.dtype.kind not in "uif" or not ((image >= 0) & (image <= 65_535) & (image == np.floor(image))).all():
         raise SourceError("image holds values that are not whole numbers in 0..65535")
-    whole = image.astype(np.uint16)
+    pixels = image.astype(np.uint16)
     if codes.shape != (1, 128, 128) or codes.dtype.kind not in "ui":
         raise SourceError(f"label is {codes.dtype} {codes.shape}, expected whole numbers (1, 128, 128)")
     if codes.min() < 0 or codes.max() > 255 or (index[codes] < 0).any():
         raise SourceError(
             f"label values {np.unique(codes).tolist()[:20]} are not all SegMunich codes, expected those alone"
         )
-    arrays = {"image": whole, "mask": index[codes[0]].astype(np.uint8)}
+    arrays = {"image": pixels, "mask": index[codes[0]].astype(np.uint8)}
     return Sample(key=ref.key, split=ref.split, arrays=arrays, meta={**ref.meta, "source_id": ref.members[0].name})

@@ -21,13 +21,13 @@ from sgdata.types import Array, Contract
 
 LEAST_DN = 10
 """Images of floating-point numbers that are all smaller hold reflectance, not digital numbers."""
-_OF_FILES = ("bands", "nodata", "ignore")
+_FILE_FACTS = ("bands", "nodata", "ignore")
 
 Rasters = Sequence[Any]
 """Open rasters of a sample: one or two images, and the mask if it has one."""
 
 
-def header_facts(table: SampleTable) -> tuple[tuple[str, ...], float | None]:
+def read_bands_and_nodata(table: SampleTable) -> tuple[tuple[str, ...], float | None]:
     """Return the names of the bands and the number for no data of the first image of a table that can be read.
 
     Raises:
@@ -38,11 +38,11 @@ def header_facts(table: SampleTable) -> tuple[tuple[str, ...], float | None]:
         path = table.folder / row.images[0]
         try:
             with geotiff.open_raster(str(path), use="user") as raster:
-                named = row.bands or _described(raster)
-                if not named:
+                names = row.bands or _band_descriptions(raster)
+                if not names:
                     count = len(geotiff.data_bands(raster))
                     raise SourceError(f"{path}: {count} bands without names; name them in the table, bands = [...]")
-                return named, raster.nodata
+                return names, raster.nodata
         except SourceError as error:
             failure = failure or error
     raise failure or SourceError(f"{table.folder}: no image")
@@ -61,7 +61,7 @@ def list_refs(table: SampleTable) -> tuple[SampleRef, ...]:
     return tuple(refs)
 
 
-def files_of(table: SampleTable) -> tuple[Path, ...]:
+def find_sources(table: SampleTable) -> tuple[Path, ...]:
     """Return the sources of the virtual rasters of a table, which its samples depend on too. Raises SourceError."""
     paths = (table.folder / path for row in table.rows for path in row.paths)
     return tuple(file for path in paths if path.is_file() for file in allowed_formats.files_of(path)[1:])
@@ -73,14 +73,14 @@ def open_rasters(folder: Path) -> Iterator[Callable[[SampleRef], Rasters]]:
 
     The function raises SourceError if a file cannot be read, or if its grid is not that of the first.
     """
-    opened: dict[tuple[str, ...], list[Any]] = {}
+    rasters_of: dict[tuple[str, ...], list[Any]] = {}
     with ExitStack() as stack:
 
         def rasters(ref: SampleRef) -> list[Any]:
             names = tuple(member.name for member in ref.members)
-            if names not in opened:
+            if names not in rasters_of:
                 stack.close()
-                opened.clear()
+                rasters_of.clear()
                 # The user names the files, which may be virtual rasters.
                 paths = [folder / name for name in names]
                 try:
@@ -89,8 +89,8 @@ def open_rasters(folder: Path) -> Iterator[Callable[[SampleRef], Rasters]]:
                 except SourceError as error:
                     # Without its folder: the reason is stored with the samples, which may be anywhere.
                     raise SourceError(str(error).replace(f"{folder}/", "")) from None
-                opened[names] = datasets
-            return opened[names]
+                rasters_of[names] = datasets
+            return rasters_of[names]
 
         yield rasters
 
@@ -117,22 +117,24 @@ def read_image(raster: Any, ref: SampleRef, contract: Contract) -> Array:
     """
     if "window" in ref.meta:
         return build_patches.read_window(raster, ref.meta["window"])
-    described, count = _described(raster), len(geotiff.data_bands(raster))
+    described, count = _band_descriptions(raster), len(geotiff.data_bands(raster))
     names = tuple(ref.meta["bands"]) or described
     if len(names) != count or (described and described != names):
-        own = f", which it names {' '.join(described)}" if described else ""
-        raise SourceError(f"{_name(raster)}: has {count} bands{own}, expected {' '.join(names) or 'names of them'}")
+        named = f", which it names {' '.join(described)}" if described else ""
+        raise SourceError(
+            f"{_file_name(raster)}: has {count} bands{named}, expected {' '.join(names) or 'names of them'}"
+        )
     if absent := [band.name for band in contract.bands if band.name not in names]:
-        raise SourceError(f"{_name(raster)}: has no band {' '.join(absent)}; expected some of {' '.join(names)}")
+        raise SourceError(f"{_file_name(raster)}: has no band {' '.join(absent)}; expected some of {' '.join(names)}")
     grid = geotiff.read_header(raster).grid
     ground, expected = grids.ground_size_m(grid), contract.pixel_m
     if not math.isclose(ground, expected, rel_tol=grids.SAME_SIZE):
-        message = f"{_name(raster)}: pixels are {ground:.3g} m on the ground, expected {expected:g}"
+        message = f"{_file_name(raster)}: pixels are {ground:.3g} m on the ground, expected {expected:g}"
         raise SourceError(f"{message}; state gsd_m = {ground:.3g} in the table, or resample it")
     pixels = build_patches.read_window(raster, (0, 0, *raster.shape))
     values = np.ma.getdata(pixels)
     if values.dtype.kind == "f" and (top := np.max(values, where=np.isfinite(values), initial=0)) < LEAST_DN:
-        message = f"{_name(raster)}: floating-point values up to {top:.3g}, expected digital numbers"
+        message = f"{_file_name(raster)}: floating-point values up to {top:.3g}, expected digital numbers"
         raise SourceError(f"{message}; convert it: gdal_translate -ot UInt16 -scale 0 1 0 {1 / contract.scale:g}")
     if ref.meta["nodata"] is not None:
         pixels = np.ma.MaskedArray(values, np.ma.getmaskarray(pixels) | (values == ref.meta["nodata"]))
@@ -144,27 +146,27 @@ def read_mask(raster: Any, ref: SampleRef) -> Array:
     window = ref.meta.get("window", (0, 0, *raster.shape))
     values = build_patches.read_window(raster, window)
     if len(values) != 1:
-        raise SourceError(f"{_name(raster)}: mask has {len(values)} bands, expected one of class ids")
+        raise SourceError(f"{_file_name(raster)}: mask has {len(values)} bands, expected one of class ids")
     unlabelled = np.ma.getdata(values)[0] == ref.meta.get("ignore")
     return np.ma.MaskedArray(np.ma.getdata(values)[0], np.ma.getmaskarray(values)[0] | unlabelled)
 
 
-def georeference(raster: Any, ref: SampleRef) -> dict[str, Any]:
+def sample_metadata(raster: Any, ref: SampleRef) -> dict[str, Any]:
     """Return the facts of a sample for its `meta`: place, and what the table or the build says."""
-    given = {name: value for name, value in ref.meta.items() if name not in _OF_FILES and value is not None}
-    if "bounds" not in given:
+    facts = {name: value for name, value in ref.meta.items() if name not in _FILE_FACTS and value is not None}
+    if "bounds" not in facts:
         grid = geotiff.read_header(raster).grid
         where = small_tiff.Georeference(epsg=int(grid.crs.removeprefix("EPSG:")), transform=grid.transform)
-        given["bounds"] = list(small_tiff.bounds(where, grid.shape))
-    return {**given, "crs": str(raster.crs)}
+        facts["bounds"] = list(small_tiff.bounds(where, grid.shape))
+    return {**facts, "crs": str(raster.crs)}
 
 
-def _described(raster: Any) -> tuple[str, ...]:
+def _band_descriptions(raster: Any) -> tuple[str, ...]:
     """Return the names of the bands in the file; empty unless each is that of a band of the sensor."""
     texts = (raster.descriptions[number - 1] or "" for number in geotiff.data_bands(raster))
     names = tuple(re.sub(r"^B(\d)$", r"B0\1", text) for text in texts)  # as Earth Engine writes them
     return names if set(names) <= set(sentinel2.BAND) else ()
 
 
-def _name(raster: Any) -> str:
+def _file_name(raster: Any) -> str:
     return Path(raster.name).name

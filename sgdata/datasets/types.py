@@ -203,7 +203,7 @@ class SampleListing:
         contract: Contract of the source if it has one (a build).
         rejected: Names of rejected files with the reasons.
         notes: Remarks for the user.
-        read: Files that every sample depends on, besides the source and the members.
+        shared_files: Files that every sample depends on, besides the source and the members.
     """
 
     refs: tuple[SampleRef, ...]
@@ -212,7 +212,7 @@ class SampleListing:
     contract: Contract | None = None
     rejected: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
-    read: tuple[Path, ...] = ()
+    shared_files: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ def read(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTabl
         shipped = _shipped(name, tiers=tiers, groups=groups)
     except (KeyError, ValueError) as error:
         raise SettingError(f"class table '{name}': its fact table is damaged ({error!r}); reinstall sgdata") from None
-    return shipped or _own(Path(name))
+    return shipped or _read_own(Path(name))
 
 
 def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> ClassTable | None:
@@ -73,13 +73,17 @@ def _shipped(name: str, *, tiers: Iterable[str], groups: Iterable[str]) -> Class
         codes = {int(row["file_value"]): int(row["train_index"]) for row in package_data.table("segmunich_labels")}
         rules = tag_rules.rules(rows, codes, tiers=tiers, groups=groups)
         # Code 0 is left out: in a raster that fills gaps 0 usually means no data, in the released labels streets.
-        return ClassTable(space=_known(name), rules=rules, codes={code: at for code, at in codes.items() if code})
+        return ClassTable(
+            space=_read_known_space(name),
+            rules=rules,
+            codes={code: class_id for code, class_id in codes.items() if code},
+        )
     if name == "corine":
         codes = {int(row["corine"]): int(row["id"]) for row in package_data.table(f"label_space_{name}")}
         # Codes of level 3 are those of level 2 with one more digit; tags may have either.
         second = [{**row, "segmunich_label_value": row["corine_code"][:2] or str(tag_rules.IGNORE)} for row in rows]
         return ClassTable(
-            space=_known(name), rules=tag_rules.rules(second, codes, tiers=tiers, groups=groups), codes=codes
+            space=_read_known_space(name), rules=tag_rules.rules(second, codes, tiers=tiers, groups=groups), codes=codes
         )
     return None
 
@@ -88,11 +92,11 @@ def sha256(name: str) -> str:
     """Return the hash of a class table. Raises SettingError if it is missing or wrong."""
     if name in ("segmunich-osm", "corine"):
         return files.sha256_file(package_data.folder("catalogs") / "tables" / f"{TAG_TABLE}.tsv")
-    _own(Path(name))  # checked here, before hours of compositing
+    _read_own(Path(name))  # checked here, before hours of compositing
     return files.sha256_file(Path(name))
 
 
-def _known(name: str) -> LabelSpace:
+def _read_known_space(name: str) -> LabelSpace:
     rows = package_data.table(f"label_space_{name}")
     return _space(name, [row["name"] for row in rows], [row["colour"] for row in rows])
 
@@ -109,7 +113,7 @@ def _space(name: str, names: Iterable[str], colours: Iterable[str]) -> LabelSpac
     )
 
 
-def _own(path: Path) -> ClassTable:
+def _read_own(path: Path) -> ClassTable:
     """Read a user's table. Raises SettingError naming file, line and value."""
     colours: dict[str, str] = {}
     codes: dict[int, int] = {}
@@ -127,17 +131,17 @@ def _own(path: Path) -> ClassTable:
             raise SettingError(f"{origin}: {name=}, {colour=}, {code=}; expected a name, #rrggbb or nothing, a number")
         if colours.setdefault(name, colour) != colour:
             raise SettingError(f"{origin}: '{name}' is {colour or 'without colour'}, was {colours[name]}; keep one")
-        at = list(colours).index(name)
-        if code and codes.setdefault(int(code), at) != at:
+        class_id = list(colours).index(name)
+        if code and codes.setdefault(int(code), class_id) != class_id:
             raise SettingError(f"{origin}: code {code} is that of another class already; give each class its own")
-        rules += [_rule(tag, row, at, origin) for tag in (row["tags"] or "").split(";")]
+        rules += [_rule(tag, row, class_id, origin) for tag in (row["tags"] or "").split(";")]
     if len(colours) > MANY:
         raise SettingError(f"{path}: {len(colours)} classes; labels are bytes: expected {MANY} at most")
-    table = tag_rules.rules(rules, {at: at for at in range(len(colours))}, tiers=("core",), groups=())
+    table = tag_rules.rules(rules, {class_id: class_id for class_id in range(len(colours))}, tiers=("core",), groups=())
     return ClassTable(space=_space(path.stem, colours, colours.values()), rules=table, codes=codes)
 
 
-def _rule(tag: str, row: Mapping[str, str], at: int, origin: str) -> dict[str, str]:
+def _rule(tag: str, row: Mapping[str, str], class_id: int, origin: str) -> dict[str, str]:
     """Return one tag of a row as a row of the tag table."""
     key, equals, value = tag.strip().partition("=")
     geometry, priority = row["geometry"] or "", row["priority"] or ""
@@ -152,7 +156,7 @@ def _rule(tag: str, row: Mapping[str, str], at: int, origin: str) -> dict[str, s
         "osm_key": key,
         "osm_value": value,
         "geometry": geometry,
-        "segmunich_label_value": str(at),
+        "segmunich_label_value": str(class_id),
         "priority": priority,
         "note": f"tier=core CTU={width}" if width else "tier=core",
     }

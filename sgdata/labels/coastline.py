@@ -24,8 +24,8 @@ def sea(lines: Sequence[Any], area: Any) -> tuple[Any, str]:
     """
     import shapely
 
-    parts = [part for part in shapely.get_parts(shapely.intersection(list(lines), area)) if not part.is_empty]
-    coast = [part for part in shapely.get_parts(parts) if part.geom_type == "LineString"]
+    pieces = [piece for piece in shapely.get_parts(shapely.intersection(list(lines), area)) if not piece.is_empty]
+    coast = [piece for piece in shapely.get_parts(pieces) if piece.geom_type == "LineString"]
     if not coast:
         return shapely.Polygon(), ""
     noded = shapely.union_all([*coast, shapely.boundary(area)])
@@ -55,11 +55,11 @@ def _sides(face: Any, segments: Any) -> tuple[float, float]:
     import shapely
 
     first, last = segments[:, 0], segments[:, 1]
-    along = last - first
-    length = np.hypot(*along.T)
+    vectors = last - first
+    length = np.hypot(*vectors.T)
     step = 1e-9 * max(1.0, float(np.abs(first).max(initial=0))) / np.maximum(length, 1e-300)
     # Points just beside the middle of each piece.
-    aside = np.stack([along[:, 1], -along[:, 0]], axis=1) * step[:, None]
-    right, left = (shapely.contains_xy(face, *((first + last) / 2 + sign * aside).T) for sign in (1, -1))
+    offsets = np.stack([vectors[:, 1], -vectors[:, 0]], axis=1) * step[:, None]
+    right, left = (shapely.contains_xy(face, *((first + last) / 2 + sign * offsets).T) for sign in (1, -1))
     total = max(float(length[right | left].sum()), 1e-300)
     return float(length[right & ~left].sum()) / total, float(length[left & ~right].sum()) / total

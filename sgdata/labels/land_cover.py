@@ -34,36 +34,37 @@ def codes(name: str, table: ClassTable) -> dict[int, int]:
         return dict(table.codes)
     if name in RASTERS:
         rows = [row for row in package_data.table("raster_codes") if row["raster"] == name]
-        level_2 = {int(row["code"]): int(row["corine"]) for row in rows}
+        level_2_of = {int(row["code"]): int(row["corine"]) for row in rows}
         by_code = {
-            code: table.codes.get(two, table.codes.get(SUBSTITUTES.get(two, two))) for code, two in level_2.items()
+            code: table.codes.get(level_2_code, table.codes.get(SUBSTITUTES.get(level_2_code, level_2_code)))
+            for code, level_2_code in level_2_of.items()
         }
-        return {code: rasterize.UNMAPPED if at is None else at for code, at in by_code.items()}
+        return {code: rasterize.UNMAPPED if class_id is None else class_id for code, class_id in by_code.items()}
     path = Path(name)
     if not path.is_file():
         raise SettingError(f"labels.codes is {name!r}: expected {', '.join(RASTERS)}, or a file of codes and classes")
-    ids = {text: at for at, class_name in zip(table.space.ids, table.space.names, strict=True)
-           for text in (class_name, str(at))}  # fmt: skip
+    ids = {text: class_id for class_id, class_name in zip(table.space.ids, table.space.names, strict=True)
+           for text in (class_name, str(class_id))}  # fmt: skip
     class_ids: dict[int, int] = {}
     for number, row in enumerate(package_data.read_table(path), start=2):
-        code, of = (row.get("code") or "").strip(), (row.get("class") or "").strip()
-        if not code.isdecimal() or of not in ids:
+        code, class_text = (row.get("code") or "").strip(), (row.get("class") or "").strip()
+        if not code.isdecimal() or class_text not in ids:
             expected = f"a whole number and one of {', '.join(table.space.names)}"
-            raise SettingError(f"{path} line {number}: code {code!r}, class {of!r}; expected {expected:.300}")
-        class_ids[int(code)] = ids[of]
+            raise SettingError(f"{path} line {number}: code {code!r}, class {class_text!r}; expected {expected:.300}")
+        class_ids[int(code)] = ids[class_text]
     if not class_ids:
         raise SettingError(f"{path}: has no codes; expected the tab-separated columns code and class")
     return class_ids
 
 
-def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:
+def read(path: Path, grid: Grid, class_of: Mapping[int, int]) -> Array:
     """Read (H, W) uint8 classes from a raster of codes in any CRS, by nearest neighbour. Raises SourceError."""
     from rasterio.transform import Affine
     from rasterio.vrt import WarpedVRT
 
     height, width = grid.shape
-    place = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
-    with geotiff.open_raster(str(path), use="user") as dataset, WarpedVRT(dataset, **place) as warped:
+    georeference = {"crs": grid.crs, "transform": Affine(*grid.transform), "width": width, "height": height}
+    with geotiff.open_raster(str(path), use="user") as dataset, WarpedVRT(dataset, **georeference) as warped:
         bands = geotiff.data_bands(dataset)
         if len(bands) != 1:
             raise SourceError(f"{path}: has {len(bands)} bands, expected one of class codes; write that one alone")
@@ -73,22 +74,22 @@ def read(path: Path, grid: Grid, of_codes: Mapping[int, int]) -> Array:
         raise SourceError(
             f"{path}: pixels are {pixels.dtype}, expected whole numbers, the codes of the classes; convert them"
         )
-    present, places = np.unique(pixels, return_inverse=True)
-    unknown = sorted(set(present.tolist()) - set(of_codes) - {0, nodata, rasterize.UNMAPPED})
+    present, inverse = np.unique(pixels, return_inverse=True)
+    unknown = sorted(set(present.tolist()) - set(class_of) - {0, nodata, rasterize.UNMAPPED})
     if unknown:
         raise SourceError(
-            f"{path}: holds codes {unknown[:6]}; expected {sorted(of_codes)}; give their table, labels.codes"
+            f"{path}: holds codes {unknown[:6]}; expected {sorted(class_of)}; give their table, labels.codes"
         )
-    classes = [of_codes.get(code, rasterize.UNMAPPED) for code in present.tolist()]
-    return np.array(classes, np.uint8)[places].reshape(pixels.shape)
+    classes = [class_of.get(code, rasterize.UNMAPPED) for code in present.tolist()]
+    return np.array(classes, np.uint8)[inverse].reshape(pixels.shape)
 
 
-def streets(rules: tag_rules.RuleTable) -> set[int]:
+def street_classes(rules: tag_rules.RuleTable) -> set[int]:
     """Return the classes of streets."""
     return {rule.label for rule in rules.values() if rule.kind == "line" and rule.key == "highway"}
 
 
-def with_streets(labels: Array, source: Array, land: Array, classes: Iterable[int]) -> tuple[Array, Array]:
+def draw_streets_over(labels: Array, source: Array, land: Array, classes: Iterable[int]) -> tuple[Array, Array]:
     """Return the classes of a raster with the streets that are painted drawn over them, and their sources.
 
     Args:
@@ -97,15 +98,15 @@ def with_streets(labels: Array, source: Array, land: Array, classes: Iterable[in
         land: (H, W) uint8 classes of the raster.
         classes: Classes of streets.
     """
-    drawn = (source == rasterize.LINE) & np.isin(labels, list(classes))
+    is_street = (source == rasterize.LINE) & np.isin(labels, list(classes))
     of_raster = np.where(land == rasterize.UNMAPPED, 0, rasterize.RASTER).astype(np.uint8)
-    return np.where(drawn, labels, land), np.where(drawn, source, of_raster)
+    return np.where(is_street, labels, land), np.where(is_street, source, of_raster)
 
 
-def fill_gaps(labels: Array, source: Array, other: Array) -> tuple[Array, Array]:
-    """Return labels and sources with unmapped pixels taken from `other`, (H, W) uint8 of the same label space."""
-    gaps = (labels == rasterize.UNMAPPED) & (other != rasterize.UNMAPPED)
-    return np.where(gaps, other, labels), np.where(gaps, np.uint8(rasterize.GAP_FILL), source)
+def fill_gaps(labels: Array, source: Array, gap_labels: Array) -> tuple[Array, Array]:
+    """Return labels and sources with unmapped pixels taken from `gap_labels`, (H, W) uint8 of the same label space."""
+    gaps = (labels == rasterize.UNMAPPED) & (gap_labels != rasterize.UNMAPPED)
+    return np.where(gaps, gap_labels, labels), np.where(gaps, np.uint8(rasterize.GAP_FILL), source)
 
 
 def agreement(labels: Array, land: Array, names: Mapping[int, str]) -> dict[str, dict[str, float | int | None]]:
@@ -116,8 +117,8 @@ def agreement(labels: Array, land: Array, names: Mapping[int, str]) -> dict[str,
     """
     mapped = (labels != rasterize.UNMAPPED) & (land != rasterize.UNMAPPED)
     rows: dict[str, dict[str, float | int | None]] = {}
-    for at, name in names.items():
-        by_raster, by_rules = mapped & (land == at), mapped & (labels == at)
+    for class_id, name in names.items():
+        by_raster, by_rules = mapped & (land == class_id), mapped & (labels == class_id)
         both, either = int((by_raster & by_rules).sum()), int((by_raster | by_rules).sum())
         rows[name] = {
             "raster": int(by_raster.sum()), "rules": int(by_rules.sum()), "both": both,

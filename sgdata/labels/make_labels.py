@@ -93,21 +93,21 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     )  # fmt: skip
     answers, read, losses = dict(features.sha256), dict(features.counts), features.losses
     count = len(features.table)
-    if missing := lost_features.describe_many_lost(losses, count):
-        log.warning("labels: %s", missing)
+    if warning := lost_features.describe_many_lost(losses, count):
+        log.warning("labels: %s", warning)
     drawing = rasterize.prepare(features.table, tag_rules.with_sea(table.rules), grid, settings)
     del features  # takes as much memory as the drawing
     # The labels of a whole area fit in memory, supersampled ones may not.
     painted = np.empty(grid.shape, np.uint8), np.empty(grid.shape, np.uint8)
     for window in grids.cut_tiles(grid.shape, TILE_PX):
-        for whole, part in zip(painted, rasterize.paint(drawing, window), strict=True):
-            whole[window.slices] = part
+        for array, tile in zip(painted, rasterize.paint(drawing, window), strict=True):
+            array[window.slices] = tile
     agreement: Mapping[str, Any] = {}
     if source.raster:
         land = land_cover.read(source.raster, grid, land_cover.codes(settings.codes, table))
-        named = dict(zip(table.space.ids, table.space.names, strict=True))
-        agreement = land_cover.agreement(painted[0], land, named)
-        painted = land_cover.with_streets(*painted, land, land_cover.streets(table.rules))
+        class_names = dict(zip(table.space.ids, table.space.names, strict=True))
+        agreement = land_cover.agreement(painted[0], land, class_names)
+        painted = land_cover.draw_streets_over(*painted, land, land_cover.street_classes(table.rules))
         answers[source.raster.name] = files.sha256_file(source.raster)
     if source.gap_fill:
         painted = land_cover.fill_gaps(*painted, land_cover.read(source.gap_fill, grid, table.codes))

@@ -26,7 +26,7 @@ from sgdata.limits import PROLOG_BYTES
 EXPONENT = re.compile(rb"""\bl(?:on|at)\s*=\s*["'][^"'<>]{0,40}?[eE][+-]?\d{2,}""")
 SPECIAL = re.compile(rb"""\baction\s*=\s*["']delete|</member\b|<nd\b[^<>]*\bl(?:on|at)\s*=""")
 """XML that pyosmium misreads: objects deleted in JOSM, and coordinates inside ways and members."""
-NEW_ID, PLACE_ID = 1 << 50, 1 << 51
+NEW_ID, POINT_ID = 1 << 50, 1 << 51
 """First ids given to objects with negative ids, and to points without a node."""
 ORDER = "nwr"
 
@@ -36,7 +36,7 @@ Element = dict[str, Any]
 
 def original_id(number: int) -> int:
     """Return the id that an object has in its file."""
-    return NEW_ID - number if NEW_ID < number < PLACE_ID else number
+    return NEW_ID - number if NEW_ID < number < POINT_ID else number
 
 
 def rewrite(path: Path, folder: Path) -> Path:
@@ -74,12 +74,12 @@ def _refuse_document_type(path: Path) -> None:
             start = handle.read(PROLOG_BYTES.most)
     except (OSError, EOFError, zlib.error) as error:
         raise SourceError(f"{path}: cannot be unpacked: {error}; fetch it again") from None
-    rest = start.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if rest.startswith(b"<?xml"):
-        rest = rest.partition(b"?>")[2].lstrip()
-    while rest.startswith(b"<!--"):
-        rest = rest.partition(b"-->")[2].lstrip()
-    if not re.match(rb"<osm[\s>]", rest):
+    prolog = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if prolog.startswith(b"<?xml"):
+        prolog = prolog.partition(b"?>")[2].lstrip()
+    while prolog.startswith(b"<!--"):
+        prolog = prolog.partition(b"-->")[2].lstrip()
+    if not re.match(rb"<osm[\s>]", prolog):
         raise SourceError(
             f"{path}: begins with {start[:60]!r}; expected an <osm> document without a DOCTYPE; fetch it again"
         )
@@ -116,13 +116,13 @@ def _is_regular(path: Path) -> bool:
         if "Sort.Type_then_ID" in features and "LocationsOnWays" not in features:
             return True
         last = (-1, 0)
-        for item in processor:
-            place = (ORDER.find(item.type_str()), item.id)
-            if place <= last or item.id <= 0 or not item.visible:
+        for osm_object in processor:
+            order = (ORDER.find(osm_object.type_str()), osm_object.id)
+            if order <= last or osm_object.id <= 0 or not osm_object.visible:
                 return False
-            if item.is_way() and len(item.nodes) and item.nodes[0].location.valid():
+            if osm_object.is_way() and len(osm_object.nodes) and osm_object.nodes[0].location.valid():
                 return False
-            last = place
+            last = order
     except (RuntimeError, ValueError, osmium.InvalidLocationError) as error:
         raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
     return True
@@ -146,12 +146,12 @@ def _xml_elements(path: Path) -> Iterator[Element]:
 
 
 def _xml_element(node: ET.Element) -> Element:
-    about = node.attrib
-    element: Element = {"type": node.tag, "id": int(about["id"]), "version": int(about.get("version", 0))}
+    attributes = node.attrib
+    element: Element = {"type": node.tag, "id": int(attributes["id"]), "version": int(attributes.get("version", 0))}
     element["tags"] = {tag.attrib["k"]: tag.attrib["v"] for tag in node.iter("tag")}
-    element["deleted"] = about.get("action") == "delete" or about.get("visible") == "false"
-    if "lat" in about and "lon" in about:
-        element |= _point(about)
+    element["deleted"] = attributes.get("action") == "delete" or attributes.get("visible") == "false"
+    if "lat" in attributes and "lon" in attributes:
+        element |= _point(attributes)
     points = node.findall("nd")
     element["nodes"] = [int(point.attrib["ref"]) for point in points if "ref" in point.attrib]
     element["geometry"] = [_point(point.attrib) for point in points]
@@ -167,9 +167,11 @@ def _xml_element(node: ET.Element) -> Element:
     return element
 
 
-def _point(about: Mapping[str, str]) -> dict[str, float]:
+def _point(attributes: Mapping[str, str]) -> dict[str, float]:
     """Return latitude and longitude; none for a point without them, such as one outside the box of an answer."""
-    return {key: float(about[key]) for key in ("lat", "lon")} if "lat" in about and "lon" in about else {}
+    return (
+        {key: float(attributes[key]) for key in ("lat", "lon")} if "lat" in attributes and "lon" in attributes else {}
+    )
 
 
 def _pbf_elements(path: Path) -> Iterator[Element]:
@@ -178,18 +180,24 @@ def _pbf_elements(path: Path) -> Iterator[Element]:
     kinds = {"n": "node", "w": "way", "r": "relation"}
     try:
         processor: Any = osmium.FileProcessor(str(path))
-        for item in processor:
-            made: Element = {"type": kinds[item.type_str()], "id": item.id, "version": item.version}
-            made |= {"tags": dict(item.tags), "deleted": not item.visible}
-            if item.is_node() and item.location.valid():
-                made |= {"lat": item.lat, "lon": item.lon}
-            elif item.is_way():
-                made["nodes"] = [node.ref for node in item.nodes]
-                places = [node.location for node in item.nodes]
-                made["geometry"] = [{"lat": at.lat, "lon": at.lon} if at.valid() else {} for at in places]
-            elif item.is_relation():
-                made["members"] = [{"type": kinds[m.type], "ref": m.ref, "role": m.role} for m in item.members]
-            yield made
+        for osm_object in processor:
+            element: Element = {
+                "type": kinds[osm_object.type_str()],
+                "id": osm_object.id,
+                "version": osm_object.version,
+            }
+            element |= {"tags": dict(osm_object.tags), "deleted": not osm_object.visible}
+            if osm_object.is_node() and osm_object.location.valid():
+                element |= {"lat": osm_object.lat, "lon": osm_object.lon}
+            elif osm_object.is_way():
+                element["nodes"] = [node.ref for node in osm_object.nodes]
+                locations = [node.location for node in osm_object.nodes]
+                element["geometry"] = [
+                    {"lat": location.lat, "lon": location.lon} if location.valid() else {} for location in locations
+                ]
+            elif osm_object.is_relation():
+                element["members"] = [{"type": kinds[m.type], "ref": m.ref, "role": m.role} for m in osm_object.members]
+            yield element
     except (RuntimeError, ValueError, KeyError) as error:
         raise SourceError(f"{path}: cannot be read as OpenStreetMap data: {error}; fetch it again") from None
 
@@ -216,11 +224,11 @@ def _merged(elements: Iterable[Element]) -> dict[str, dict[int, Element]]:
             continue
         same_type = by_type[element["type"]]
         number = _positive(element["id"])
-        other = same_type.get(number)
-        if other is None or element.get("version", 0) > other.get("version", 0):
+        earlier = same_type.get(number)
+        if earlier is None or element.get("version", 0) > earlier.get("version", 0):
             same_type[number] = element
-        elif element.get("version", 0) == other.get("version", 0):
-            same_type[number] = other | {key: value for key, value in element.items() if value}
+        elif element.get("version", 0) == earlier.get("version", 0):
+            same_type[number] = earlier | {key: value for key, value in element.items() if value}
     return {
         kind: {number: element for number, element in same_type.items() if not element.get("deleted")}
         for kind, same_type in by_type.items()
@@ -241,23 +249,23 @@ def _write(by_type: Mapping[str, dict[int, Element]], path: Path) -> None:
             # Of `out geom`, whose members are not in the answer themselves.
             if member["type"] == "way" and member.get("geometry") and _positive(member["ref"]) not in ways:
                 ways[_positive(member["ref"])] = {"geometry": member["geometry"]}
-    places: dict[tuple[float, float], int] = {}
-    lines = {i: _node_ids(way, nodes, places) for i, way in sorted(ways.items())}
+    point_ids: dict[tuple[float, float], int] = {}
+    node_ids_of = {i: _node_ids(way, nodes, point_ids) for i, way in sorted(ways.items())}
     # Overwritten: of a way that one run cut short.
     with osmium.SimpleWriter(str(path), overwrite=True) as writer:
         for number, node in sorted(nodes.items()):
             at = (float(node["lon"]), float(node["lat"]))
             writer.add_node(mutable.Node(id=number, location=at, tags=node.get("tags", {})))
-        for at, number in places.items():
+        for at, number in point_ids.items():
             writer.add_node(mutable.Node(id=number, location=at))
-        for number, refs in lines.items():
+        for number, refs in node_ids_of.items():
             writer.add_way(mutable.Way(id=number, nodes=refs, tags=ways[number].get("tags", {})))
         for number, relation in sorted(relations.items()):
             members = [(m["type"][0], _positive(m["ref"]), m.get("role", "")) for m in relation.get("members", [])]
             writer.add_relation(mutable.Relation(id=number, members=members, tags=relation.get("tags", {})))
 
 
-def _node_ids(way: Element, nodes: dict[int, Element], places: dict[tuple[float, float], int]) -> list[int]:
+def _node_ids(way: Element, nodes: dict[int, Element], point_ids: dict[tuple[float, float], int]) -> list[int]:
     """Return the ids of the nodes of a way; points without a known node are added to `nodes` or, without id, `places`.
 
     A point without coordinates gets an id that no node has.
@@ -270,7 +278,7 @@ def _node_ids(way: Element, nodes: dict[int, Element], places: dict[tuple[float,
             if is_located:
                 nodes.setdefault(_positive(ref), point)
         elif is_located:
-            numbers.append(places.setdefault((point["lon"], point["lat"]), PLACE_ID + 1 + len(places)))
+            numbers.append(point_ids.setdefault((point["lon"], point["lat"]), POINT_ID + 1 + len(point_ids)))
         else:
-            numbers.append(PLACE_ID)
+            numbers.append(POINT_ID)
     return numbers

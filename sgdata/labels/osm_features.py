@@ -102,7 +102,7 @@ def read_files(
 
 
 def _read_table(frame: Any, scan: osm_scan.Scan, sea: Path | None) -> Features:
-    content = [(name, text, shape.wkb_hex) for name, text, shape in osm_scan.take_table(frame, scan, "GeoDataFrame")]
+    content = [(name, tags, shape.wkb_hex) for name, tags, shape in osm_scan.take_table(frame, scan, "GeoDataFrame")]
     return _features(scan, {"GeoDataFrame": files.sha256(files.canonical_json(content))}, sea, as_of=None)
 
 
@@ -167,8 +167,8 @@ def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
             document = overpass.answer_of(overpass.unpack(path), str(path))
             native = Path(folder) / "answer.osm.pbf"
             osm_elements.write_native(document["elements"], native, str(path))
-            about = document.get("osm3s")
-            stamp = about.get("timestamp_osm_base") if isinstance(about, dict) else None
+            osm3s = document.get("osm3s")
+            stamp = osm3s.get("timestamp_osm_base") if isinstance(osm3s, dict) else None
         else:
             check_suffix(path)
             native = osm_elements.rewrite(path, Path(folder))

@@ -35,17 +35,17 @@ def check(path: Path) -> None:
 def _check_block(blob: bytes, origin: str) -> None:
     """Check the tables of texts of one block, whichever way it is compressed."""
     sizes = [value for number, value in _fields(blob) if number == 2 and isinstance(value, int)]
-    for number, data in _fields(blob):
+    for number, content in _fields(blob):
         block = b""
         if number == 1:
-            block = bytes(data)
+            block = bytes(content)
         elif number == 3:
-            block = zlib.decompressobj().decompress(bytes(data), PBF_BLOCK_BYTES.most)
+            block = zlib.decompressobj().decompress(bytes(content), PBF_BLOCK_BYTES.most)
         elif number == 6:
             import imagecodecs
 
             PBF_BLOCK_BYTES.check(max(sizes, default=0), origin)
-            block = bytes(imagecodecs.lz4_decode(bytes(data), out=max(sizes, default=0)))
+            block = bytes(imagecodecs.lz4_decode(bytes(content), out=max(sizes, default=0)))
         for kind, table in _fields(block):
             # One text is empty, as its length of 0 says; of more zero bytes, some are inside texts.
             if kind == 1 and isinstance(table, bytes) and table.count(0) > 1:
@@ -56,28 +56,28 @@ def _check_block(blob: bytes, origin: str) -> None:
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yield number and value of each field of a message of protocol buffers. Raises ValueError, IndexError."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
         kind = tag & 7
         if kind == 0:
-            value, at = _varint(message, at)
+            value, position = _varint(message, position)
             yield tag >> 3, value
             continue
         if kind not in (1, 2, 5):
             raise ValueError(f"field of type {kind}")
-        size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
-        if at + size > len(message):
+        size, position = _varint(message, position) if kind == 2 else ({1: 8, 5: 4}[kind], position)
+        if position + size > len(message):
             raise ValueError("a field ends after its message")
-        yield tag >> 3, message[at : at + size]
-        at += size
+        yield tag >> 3, message[position : position + size]
+        position += size
 
 
-def _varint(message: bytes, at: int) -> tuple[int, int]:
+def _varint(message: bytes, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
-        byte = message[at]
-        value, at = value | (byte & 0x7F) << shift, at + 1
+        byte = message[position]
+        value, position = value | (byte & 0x7F) << shift, position + 1
         if byte < 0x80:
-            return value, at
+            return value, position
     raise ValueError("a number of more than 64 bits")

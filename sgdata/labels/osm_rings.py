@@ -38,13 +38,13 @@ def cross_often(lines: Sequence[Any]) -> bool:
     """Return whether lines cross each other or themselves more than CROSSINGS times; GEOS makes a node of each."""
     import shapely
 
-    parts = []
+    segment_arrays = []
     for line in lines:
         points = shapely.get_coordinates(line)
-        parts.append(np.stack([points[:-1], points[1:]], axis=1))
-    if not parts:
+        segment_arrays.append(np.stack([points[:-1], points[1:]], axis=1))
+    if not segment_arrays:
         return False
-    segments = shapely.linestrings(np.concatenate(parts))
+    segments = shapely.linestrings(np.concatenate(segment_arrays))
     tree = shapely.STRtree(segments)
     crossings = 0
     # Few at a time, to stop early: of a zigzag every segment meets every other.

@@ -63,21 +63,21 @@ class Scan:
 
         shapely.prepare(self.area)
 
-    def add(self, name: tuple[str, int], kind: tag_rules.Kind, text: dict[str, str], geometry: Any) -> bool:
+    def add(self, object_id: tuple[str, int], kind: tag_rules.Kind, tags: dict[str, str], geometry: Any) -> bool:
         """Add a feature, once; return False for one outside the area, so that a large file needs little memory."""
         import shapely
 
         if not shapely.intersects(self.area, geometry):
             self.outside += 1
             return False
-        self.rows.setdefault((name[0], osm_elements.original_id(name[1]), kind), (text, geometry))
+        self.rows.setdefault((object_id[0], osm_elements.original_id(object_id[1]), kind), (tags, geometry))
         return True
 
-    def lose(self, name: tuple[str, int], fate: str, places: Sequence[LonLat] = ()) -> None:
+    def lose(self, object_id: tuple[str, int], fate: str, lon_lats: Sequence[LonLat] = ()) -> None:
         """Record why an object was mended or lost, unless all its known nodes are outside the area."""
         west, south, east, north = self.area.bounds
-        if not places or any(west <= x <= east and south <= y <= north for x, y in places):
-            self.losses[f"{name[0]}/{osm_elements.original_id(name[1])}"] = fate
+        if not lon_lats or any(west <= x <= east and south <= y <= north for x, y in lon_lats):
+            self.losses[f"{object_id[0]}/{osm_elements.original_id(object_id[1])}"] = fate
 
     def forget(self, way: int) -> None:
         """Remove the area of a way whose tags are those of a multipolygon, and what was recorded of it."""
@@ -102,13 +102,13 @@ def collect(path: Path, scan: Scan, origin: str) -> str | None:
         # Without a filter pyosmium would assemble every boundary in the file.
         selected = osmium.filter.KeyFilter(*(areas or keys))
         filters = (osmium.filter.EntityFilter(kinds), osmium.filter.KeyFilter(*keys))
-        for item in _with_areas(path, selected, filters, scan):
-            if item.is_way():
-                _take_way(item, scan)
-            elif item.is_relation():
-                _take_relation(item, scan)
+        for osm_object in _with_areas(path, selected, filters, scan):
+            if osm_object.is_way():
+                _take_way(osm_object, scan)
+            elif osm_object.is_relation():
+                _take_relation(osm_object, scan)
             else:
-                _take_area(item, scan)
+                _take_area(osm_object, scan)
         stamp: str | None = processor.header.get("osmosis_replication_timestamp") or None
         _mend(path, scan)
     except (RuntimeError, ValueError, KeyError, osmium.InvalidLocationError, shapely.GEOSException) as error:
@@ -145,8 +145,8 @@ def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: Scan) -
     areas = osmium.BufferIterator(*filters)
     handlers = (_LongWays(scan), locations, manager.second_pass_to_buffer(areas), *filters)
     with osmium.io.Reader(str(path)) as reader:
-        for item in osmium.OsmFileIterator(reader, *handlers):
-            yield item
+        for osm_object in osmium.OsmFileIterator(reader, *handlers):
+            yield osm_object
             if areas:
                 yield from areas
     if areas:
@@ -154,43 +154,49 @@ def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: Scan) -
 
 
 def _take_way(way: Any, scan: Scan) -> None:
-    name, text = ("way", way.id), dict(way.tags)
+    object_id, tags = ("way", way.id), dict(way.tags)
     closed = way.is_closed() and len(way.nodes) >= 4
-    pieces = list(_pieces(way))
-    whole = sum(map(len, pieces)) == len(way.nodes)
-    if _take_line(name, text, pieces, scan, closed=closed, whole=whole):
-        scan.candidates[name] = text
-        scan.rings[way.id] = [place for piece in pieces for place in piece] if whole else []
+    pieces = list(_located_runs(way))
+    complete = sum(map(len, pieces)) == len(way.nodes)
+    if _take_line(object_id, tags, pieces, scan, closed=closed, complete=complete):
+        scan.candidates[object_id] = tags
+        scan.rings[way.id] = [lon_lat for piece in pieces for lon_lat in piece] if complete else []
 
 
 def _take_line(
-    name: tuple[str, int], text: dict[str, str], pieces: list[list[LonLat]], scan: Scan, *, closed: bool, whole: bool
+    object_id: tuple[str, int],
+    tags: dict[str, str],
+    pieces: list[list[LonLat]],
+    scan: Scan,
+    *,
+    closed: bool,
+    complete: bool,
 ) -> bool:
     """Add the line of a way if it has a rule, and return whether the way is also, or only, an area.
 
-    `pieces` are runs of nodes with coordinates, `whole` is whether that are all.
+    `pieces` are runs of nodes with coordinates; `complete` is whether every node has them.
     """
     import shapely
 
-    if text.get("natural") == "coastline":
+    if tags.get("natural") == "coastline":
         scan.coast += [shapely.LineString(piece) for piece in pieces if len(piece) > 1]
     # One closed way can be both: a roundabout (line) around a green (area).
-    is_area = tag_rules.match(scan.rules, "polygon", text, is_way=True) is not None
-    is_line = tag_rules.match(scan.rules, "line", text, is_way=True) is not None
-    places = [place for piece in pieces for place in piece]
-    ring = is_area and closed and text.get("area") != "no"
+    is_area = tag_rules.match(scan.rules, "polygon", tags, is_way=True) is not None
+    is_line = tag_rules.match(scan.rules, "line", tags, is_way=True) is not None
+    lon_lats = [lon_lat for piece in pieces for lon_lat in piece]
+    ring = is_area and closed and tags.get("area") != "no"
     if is_area and not ring and not is_line:
-        scan.lose(name, "lost: an area tagged area=no" if closed else "lost: an area whose ring is open", places)
-    if is_line and not (closed and text.get("area") == "yes"):
+        scan.lose(object_id, "lost: an area tagged area=no" if closed else "lost: an area whose ring is open", lon_lats)
+    if is_line and not (closed and tags.get("area") == "yes"):
         pieces = [piece for piece in pieces if len(piece) > 1]
-        if not whole:
-            scan.lose(name, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", places)
+        if not complete:
+            scan.lose(object_id, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", lon_lats)
         if sum(map(len, pieces)) > MANY_NODES and osm_rings.cross_often(
             [shapely.LineString(piece) for piece in pieces]
         ):
-            scan.lose(name, f"lost: the line crosses itself more than {CROSSINGS.most} times", places)
+            scan.lose(object_id, f"lost: the line crosses itself more than {CROSSINGS.most} times", lon_lats)
         elif pieces:
-            scan.add(name, "line", text, shapely.MultiLineString(pieces))
+            scan.add(object_id, "line", tags, shapely.MultiLineString(pieces))
     return ring
 
 
@@ -198,53 +204,53 @@ def take_table(frame: Any, scan: Scan, origin: str) -> Iterator[tuple[tuple[str,
     """Add the objects of a table of osmnx, and yield them."""
     import shapely
 
-    for name, text, shape in osm_table.objects(frame, origin):
-        is_polygon = shape.geom_type in ("Polygon", "MultiPolygon")
-        if name[0] == "way" and shape.geom_type in ("Polygon", "LineString"):
+    for object_id, tags, geometry in osm_table.objects(frame, origin):
+        is_polygon = geometry.geom_type in ("Polygon", "MultiPolygon")
+        if object_id[0] == "way" and geometry.geom_type in ("Polygon", "LineString"):
             # Which closed ways are areas is for our rules to say, not for those of osmnx.
-            ring = shape.exterior if is_polygon else shape
+            ring = geometry.exterior if is_polygon else geometry
             points = [(x, y) for x, y in shapely.get_coordinates(ring).tolist()]
             closed = len(points) >= 4 and points[0] == points[-1]
-            if _take_line(name, text, [points], scan, closed=closed, whole=True):
-                polygon = shape if is_polygon else shapely.Polygon(points)
+            if _take_line(object_id, tags, [points], scan, closed=closed, complete=True):
+                polygon = geometry if is_polygon else shapely.Polygon(points)
                 if not polygon.is_valid:
                     polygon, reason = osm_rings.mend_way(points)
-                    scan.lose(name, f"{'lost' if polygon.is_empty else 'mended'}: {reason}", points)
-                scan.add(name, "polygon", text, polygon)
-        elif is_polygon and tag_rules.match(scan.rules, "polygon", text, is_way=name[0] == "way"):
-            scan.add(name, "polygon", text, osm_rings.polygons_in(shape))
-        elif tag_rules.match(scan.rules, "polygon", text, is_way=False):
-            scan.lose(name, f"lost: a {name[0]} of geometry {shape.geom_type} is no area")
-        yield name, text, shape
+                    scan.lose(object_id, f"{'lost' if polygon.is_empty else 'mended'}: {reason}", points)
+                scan.add(object_id, "polygon", tags, polygon)
+        elif is_polygon and tag_rules.match(scan.rules, "polygon", tags, is_way=object_id[0] == "way"):
+            scan.add(object_id, "polygon", tags, osm_rings.polygons_in(geometry))
+        elif tag_rules.match(scan.rules, "polygon", tags, is_way=False):
+            scan.lose(object_id, f"lost: a {object_id[0]} of geometry {geometry.geom_type} is no area")
+        yield object_id, tags, geometry
 
 
-def _pieces(way: Any) -> Iterator[list[LonLat]]:
+def _located_runs(way: Any) -> Iterator[list[LonLat]]:
     """Yield runs of nodes (lon, lat) between nodes without coordinates in the data."""
-    run: list[LonLat] = []
+    points: list[LonLat] = []
     for node in way.nodes:
         if node.location.valid():
-            run.append((node.lon, node.lat))
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
+            points.append((node.lon, node.lat))
+        elif points:
+            yield points
+            points = []
+    if points:
+        yield points
 
 
 def _take_relation(relation: Any, scan: Scan) -> None:
-    name, text = ("relation", relation.id), dict(relation.tags)
+    object_id, tags = ("relation", relation.id), dict(relation.tags)
     members = [(m.ref, m.role) for m in relation.members if m.type == "w"]
-    if text.get("type") == "multipolygon" and text.keys() <= set(UNTAGGED):
+    if tags.get("type") == "multipolygon" and tags.keys() <= set(UNTAGGED):
         scan.untagged[relation.id] = members
-    if not tag_rules.match(scan.rules, "polygon", text, is_way=False):
+    if not tag_rules.match(scan.rules, "polygon", tags, is_way=False):
         return
-    if name in scan.assembled:
+    if object_id in scan.assembled:
         return
-    if text.get("type") in AREA_RELATIONS:
-        scan.candidates[name] = text
+    if tags.get("type") in AREA_RELATIONS:
+        scan.candidates[object_id] = tags
         scan.members[relation.id] = members
     else:
-        scan.lose(name, f"lost: a relation of type {text.get('type', '')!r} is no area")
+        scan.lose(object_id, f"lost: a relation of type {tags.get('type', '')!r} is no area")
 
 
 def _take_area(area: Any, scan: Scan) -> None:
@@ -253,15 +259,15 @@ def _take_area(area: Any, scan: Scan) -> None:
     import shapely
 
     is_way, number = area.from_way(), area.orig_id()
-    name, text = ("way" if is_way else "relation", number), dict(area.tags)
-    if area.num_rings()[0] and tag_rules.match(scan.rules, "polygon", text, is_way=is_way):
+    object_id, tags = ("way" if is_way else "relation", number), dict(area.tags)
+    if area.num_rings()[0] and tag_rules.match(scan.rules, "polygon", tags, is_way=is_way):
         geometry = shapely.from_wkb(osmium.geom.WKBFactory().create_multipolygon(area))
-        scan.add(name, "polygon", text, geometry)
+        scan.add(object_id, "polygon", tags, geometry)
         # A relation may precede or follow its area, which is complete with the last of its members.
-        scan.candidates.pop(name, None)
+        scan.candidates.pop(object_id, None)
         scan.rings.pop(number if is_way else -1, None)
         if not is_way:
-            scan.assembled.add(name)
+            scan.assembled.add(object_id)
 
 
 # --- areas that pyosmium rejects ------------------------------------------------------------
@@ -269,19 +275,19 @@ def _take_area(area: Any, scan: Scan) -> None:
 
 def _mend(path: Path, scan: Scan) -> None:
     """Build the polygons that pyosmium rejects from the rings that close, and record those that stay lost."""
-    wanted = {ref for members in (*scan.members.values(), *scan.untagged.values()) for ref, _ in members}
-    ways, tags = _way_lines(path, wanted)
-    _take_untagged(scan, ways, tags)
-    for name, text in sorted(scan.candidates.items()):
-        kind, number = name
+    way_ids = {ref for members in (*scan.members.values(), *scan.untagged.values()) for ref, _ in members}
+    ways, way_tags = _way_lines(path, way_ids)
+    _take_untagged(scan, ways, way_tags)
+    for object_id, own_tags in sorted(scan.candidates.items()):
+        kind, number = object_id
         if kind == "way":
             geometry, reason = osm_rings.mend_way(scan.rings[number])
         else:
             geometry, reason = osm_rings.mend_relation(scan.members[number], ways)
         if geometry.is_empty:
-            scan.lose(name, f"lost: {reason}")
-        elif scan.add(name, "polygon", text, geometry):
-            scan.lose(name, f"mended: {reason}")
+            scan.lose(object_id, f"lost: {reason}")
+        elif scan.add(object_id, "polygon", own_tags, geometry):
+            scan.lose(object_id, f"mended: {reason}")
     scan.candidates.clear()
     scan.rings.clear()
     scan.members.clear()
@@ -291,7 +297,7 @@ def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[
     """Add multipolygons without tags by the tags that all their outer ways share, and drop the areas of those ways."""
     for number, members in sorted(scan.untagged.items()):
         outer = [tags[ref] for ref, role in members if role != "inner" and ref in tags]
-        shared = set.intersection(*(set(text.items()) for text in outer)) if outer else set()
+        shared = set.intersection(*(set(way_tags.items()) for way_tags in outer)) if outer else set()
         # By the rules of ways: streets around a block do not make it a street.
         if not tag_rules.match(scan.rules, "polygon", dict(shared), is_way=True):
             continue
@@ -308,19 +314,19 @@ def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[
     scan.untagged.clear()
 
 
-def _way_lines(path: Path, wanted: set[int]) -> tuple[dict[int, Any], dict[int, dict[str, str]]]:
+def _way_lines(path: Path, way_ids: set[int]) -> tuple[dict[int, Any], dict[int, dict[str, str]]]:
     """Return the lines (shapely) of the ways with all nodes in the data, and the tags of all that are wanted."""
     import osmium
     import shapely
 
     lines: dict[int, Any] = {}
     tags: dict[int, dict[str, str]] = {}
-    if not wanted:
+    if not way_ids:
         return lines, tags
     processor: Any = osmium.FileProcessor(str(path), osmium.osm.NODE | osmium.osm.WAY).with_locations()
     for way in processor.with_filter(osmium.filter.EntityFilter(osmium.osm.WAY)):
-        if way.id in wanted:
+        if way.id in way_ids:
             tags[way.id] = dict(way.tags)
-        if way.id in wanted and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
+        if way.id in way_ids and len(way.nodes) > 1 and all(node.location.valid() for node in way.nodes):
             lines[way.id] = shapely.LineString([(node.lon, node.lat) for node in way.nodes])
     return lines, tags

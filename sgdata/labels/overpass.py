@@ -164,18 +164,18 @@ def build_queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: 
     moment = date if "T" in date else f"{date}T00:00:00Z"
     head = f'[out:json][timeout:{service.timeout_s}][maxsize:{service.maxsize}][date:"{moment}"]'
     areas, lines = set(tag_rules.keys(rules, "polygon")), set(tag_rules.keys(rules, "line"))
-    rest = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
+    other_keys = tuple(sorted((areas | lines).difference(*KEY_GROUPS)))
     texts = []
     for tile in cut_tiles(area.bounds):
         if not shapely.intersects(area, shapely.box(*tile)):
             continue
         west, south, east, north = (f"{value:.6f}" for value in tile)
-        for group in (*KEY_GROUPS, rest):
-            wanted = [f'way["{key}"];' for key in group if key in areas | lines]
+        for group in (*KEY_GROUPS, other_keys):
+            statements = [f'way["{key}"];' for key in group if key in areas | lines]
             # Only these relations are areas; members of routes and sites may cover half a city.
-            wanted += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
-            if wanted:
-                body = f"({''.join(wanted)});(._;>;)->.all;.all out count;.all out body;"
+            statements += [f'relation["{key}"]["type"~"^(multipolygon|boundary)$"];' for key in group if key in areas]
+            if statements:
+                body = f"({''.join(statements)});(._;>;)->.all;.all out count;.all out body;"
                 texts.append(f"{head}[bbox:{south},{west},{north},{east}];{body}")
     return texts
 
@@ -288,9 +288,11 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
         raise SourceError(f"{origin}: has no list 'elements', expected an Overpass answer in JSON; fetch it again")
     if document.get("remark"):
         raise SourceError(f"{origin}: a part only, the server remarks {document['remark']!r}; ask for less or again")
-    counted = [item for item in document["elements"] if isinstance(item, dict) and item.get("type") == "count"]
+    count_elements = [
+        element for element in document["elements"] if isinstance(element, dict) and element.get("type") == "count"
+    ]
     try:
-        total = int(counted[0]["tags"]["total"]) if counted else None
+        total = int(count_elements[0]["tags"]["total"]) if count_elements else None
         stamp = document.get("osm3s", {}).get("timestamp_osm_base")
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
@@ -300,6 +302,6 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
         raise SourceError(
             f"{origin}: its date is {stamp!r:.80}, expected a text such as 2020-04-01T00:00:00Z; fetch it again"
         )
-    if counted and total != len(document["elements"]) - len(counted):
+    if count_elements and total != len(document["elements"]) - len(count_elements):
         raise SourceError(f"{origin}: a part only, {len(document['elements']) - 1} of {total} elements; fetch it again")
     return document

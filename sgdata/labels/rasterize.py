@@ -99,7 +99,7 @@ class Drawing:
 class _Classified:
     """Feature with its rule and its geometry in the grid's CRS."""
 
-    name: tuple[str, int]
+    object_id: tuple[str, int]
     rule: tag_rules.TagRule
     geometry: Any
     area_m2: float
@@ -131,32 +131,32 @@ def prepare(features: Any, rules: tag_rules.RuleTable, grid: Grid, settings: Lab
     if not 1 <= settings.supersample <= 15:
         raise SettingError(f"labels.supersample is {settings.supersample}; expected 1 to 15")
     counts: Counter[str] = Counter()
-    named = _classify(features, rules, grid, counts)
-    touched: list[_Classified] = []
-    others: list[_Classified] = []
-    for item in named:
-        by_centre_line = settings.streets == "touched" and item.is_line and item.rule.group != ""
-        (touched if by_centre_line else others).append(item)
-    areas = _widened(others, grid)
+    classified = _classify(features, rules, grid, counts)
+    to_touch: list[_Classified] = []
+    to_fill: list[_Classified] = []
+    for feature in classified:
+        by_centre_line = settings.streets == "touched" and feature.is_line and feature.rule.group != ""
+        (to_touch if by_centre_line else to_fill).append(feature)
+    areas = _widen_lines(to_fill, grid)
     areas.sort(key=_by_priority if settings.overlap == "priority" else _by_area)
-    counts.update("lines" if item.is_line else "polygons" for item in (*areas, *touched))
+    counts.update("lines" if feature.is_line else "polygons" for feature in (*areas, *to_touch))
     return Drawing(
         grid=grid,
         supersample=settings.supersample,
         filled=_outlines(areas, grid, settings.supersample),
-        touched=_outlines(touched, grid, settings.supersample),
+        touched=_outlines(to_touch, grid, settings.supersample),
         counts=dict(sorted(counts.items())),
     )
 
 
-def _by_area(item: _Classified) -> tuple[Any, ...]:
+def _by_area(feature: _Classified) -> tuple[Any, ...]:
     """Return a sort key: polygons, largest first, then lines by priority; later shapes cover earlier ones."""
-    return (item.is_line, -round(item.area_m2, 1), -item.rule.priority, *item.name)
+    return (feature.is_line, -round(feature.area_m2, 1), -feature.rule.priority, *feature.object_id)
 
 
-def _by_priority(item: _Classified) -> tuple[Any, ...]:
+def _by_priority(feature: _Classified) -> tuple[Any, ...]:
     """Return a sort key: weakest priority first, within a priority polygons before lines and larger before smaller."""
-    return (-item.rule.priority, item.is_line, -round(item.area_m2, 1), *item.name)
+    return (-feature.rule.priority, feature.is_line, -round(feature.area_m2, 1), *feature.object_id)
 
 
 def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Counter[str]) -> list[_Classified]:
@@ -170,14 +170,14 @@ def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Cou
     projected = features.geometry.to_crs(grid.crs).to_numpy()
     classified = []
     columns = (features[name] for name in ("osm_type", "osm_id", "kind", "tags"))
-    for osm_type, osm_id, kind, text, geometry in zip(*columns, projected, strict=True):
-        rule = tag_rules.match(rules, kind, text, is_way=osm_type == "way")
+    for osm_type, osm_id, kind, tags, geometry in zip(*columns, projected, strict=True):
+        rule = tag_rules.match(rules, kind, tags, is_way=osm_type == "way")
         if rule is None:
             counts["without a rule"] += 1
-        elif tag_rules.hidden(text, rule):
+        elif tag_rules.is_underground(tags, rule):
             counts["under ground"] += 1
         else:
-            valid = _valid(geometry, kind, counts)
+            valid = _make_valid(geometry, kind, counts)
             if valid is None:
                 continue
             if not shapely.intersects(frame, valid):
@@ -185,19 +185,21 @@ def _classify(features: Any, rules: tag_rules.RuleTable, grid: Grid, counts: Cou
                 continue
             half_width_m = 0.0
             if kind == "line":
-                half_width_m = (tag_rules.width_m(text) or 2 * (rule.half_width_m or 0)) / 2
-            name = (str(osm_type), int(osm_id))
+                half_width_m = (tag_rules.width_m(tags) or 2 * (rule.half_width_m or 0)) / 2
+            object_id = (str(osm_type), int(osm_id))
             # The area decides the order; that of the whole geometry is the same for every grid.
-            area_m2, part = float(valid.area), _within(frame, valid)
+            area_m2, clipped = float(valid.area), _clip(frame, valid)
             if rule.key == tag_rules.SEA:
                 area_m2 = np.inf  # below every polygon, however small the part of the sea is
             classified.append(
-                _Classified(name=name, rule=rule, geometry=part, area_m2=area_m2, half_width_m=half_width_m)
+                _Classified(
+                    object_id=object_id, rule=rule, geometry=clipped, area_m2=area_m2, half_width_m=half_width_m
+                )
             )
     return classified
 
 
-def _valid(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
+def _make_valid(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
     """Return the geometry made valid; None, counted, if it cannot be projected or has no extent."""
     import shapely
 
@@ -208,23 +210,23 @@ def _valid(geometry: Any, kind: tag_rules.Kind, counts: Counter[str]) -> Any:
     if dimension == 2 and not shapely.is_valid(geometry):
         counts["mended"] += 1
         geometry = shapely.make_valid(geometry)
-    valid = _of_dimension(geometry, dimension)
+    valid = _keep_dimension(geometry, dimension)
     if shapely.is_empty(valid):
         counts["lost: no extent"] += 1
         return None
     return valid
 
 
-def _within(frame: Any, geometry: Any) -> Any:
+def _clip(frame: Any, geometry: Any) -> Any:
     """Return the part of a multi-part geometry inside the (prepared) frame."""
     import shapely
 
     if shapely.covers(frame, geometry):
         return geometry
-    return _of_dimension(shapely.intersection(geometry, frame), int(shapely.get_dimensions(geometry)))
+    return _keep_dimension(shapely.intersection(geometry, frame), int(shapely.get_dimensions(geometry)))
 
 
-def _of_dimension(geometry: Any, dimension: int) -> Any:
+def _keep_dimension(geometry: Any, dimension: int) -> Any:
     """Return the parts of a geometry that are areas (2) or lines (1), as one multi-part geometry."""
     import shapely
 
@@ -233,33 +235,33 @@ def _of_dimension(geometry: Any, dimension: int) -> Any:
     return shapely.multipolygons(parts) if dimension == 2 else shapely.multilinestrings(parts)
 
 
-def _widened(named: list[_Classified], grid: Grid) -> list[_Classified]:
+def _widen_lines(classified: list[_Classified], grid: Grid) -> list[_Classified]:
     """Return lines as areas of their width, at least one pixel; those of rivers without their parts in river areas."""
     import shapely
 
-    water = [item for item in named if not item.is_line and item.rule.key in tag_rules.WATER]
-    tree = shapely.STRtree([item.geometry for item in water])
+    water = [feature for feature in classified if not feature.is_line and feature.rule.key in tag_rules.WATER]
+    tree = shapely.STRtree([feature.geometry for feature in water])
     areas = []
-    for item in named:
-        line = item.geometry
-        if item.is_line and item.rule.key in tag_rules.WATER:
+    for feature in classified:
+        line = feature.geometry
+        if feature.is_line and feature.rule.key in tag_rules.WATER:
             near = tree.query(line, predicate="intersects")
             line = shapely.difference(line, shapely.union_all([water[i].geometry for i in near]))
-        if item.is_line:
+        if feature.is_line:
             # Round ends close the joints between the ways of a street; two segments per quarter circle suffice.
-            line = shapely.buffer(line, max(item.half_width_m, grid.gsd_m / 2), quad_segs=2)
+            line = shapely.buffer(line, max(feature.half_width_m, grid.gsd_m / 2), quad_segs=2)
         if not shapely.is_empty(line):  # as a river line within a river area is, or a shape that only touches the frame
-            areas.append(replace(item, geometry=line))
+            areas.append(replace(feature, geometry=line))
     return areas
 
 
-def _outlines(items: list[_Classified], grid: Grid, supersample: int) -> Outlines:
+def _outlines(classified: list[_Classified], grid: Grid, supersample: int) -> Outlines:
     """Return the shapes of `items` in integer coordinates, in this order."""
     import shapely
 
-    geometries = np.array([item.geometry for item in items], dtype=object)
+    geometries = np.array([feature.geometry for feature in classified], dtype=object)
     shape_of_part = np.empty(0, np.int64)
-    if len(items) and items[0].geometry.geom_type.endswith("String"):
+    if len(classified) and classified[0].geometry.geom_type.endswith("String"):
         lines, shape_of_part = shapely.get_parts(geometries, return_index=True)
     else:
         polygons, owner = shapely.get_parts(geometries, return_index=True)
@@ -270,17 +272,17 @@ def _outlines(items: list[_Classified], grid: Grid, supersample: int) -> Outline
     step = grid.gsd_m / supersample / UNITS
     xy = np.rint((points - grid.origin) / (step, -step)).astype(np.int64)
     parts = np.searchsorted(part_of_point, np.arange(len(lines) + 1))
-    shapes = np.searchsorted(shape_of_part, np.arange(len(items) + 1))
+    shapes = np.searchsorted(shape_of_part, np.arange(len(classified) + 1))
     first = parts[shapes[:-1]]
-    low = np.minimum.reduceat(xy, first) if len(items) else np.empty((0, 2), np.int64)
-    high = np.maximum.reduceat(xy, first) if len(items) else np.empty((0, 2), np.int64)
+    low = np.minimum.reduceat(xy, first) if len(classified) else np.empty((0, 2), np.int64)
+    high = np.maximum.reduceat(xy, first) if len(classified) else np.empty((0, 2), np.int64)
     return Outlines(
         xy=xy,
         parts=parts.astype(np.int64),
         shapes=shapes.astype(np.int64),
         bounds=np.hstack([low, high]),
-        label=np.array([item.rule.label for item in items], np.uint8),
-        source=np.array([LINE if item.is_line else POLYGON for item in items], np.uint8),
+        label=np.array([feature.rule.label for feature in classified], np.uint8),
+        source=np.array([LINE if feature.is_line else POLYGON for feature in classified], np.uint8),
     )
 
 
@@ -305,10 +307,10 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     filled, touched = drawing.filled, drawing.touched
     # Ranks of shapes, not classes, since ties below depend on the shape painted last.
     fine = np.zeros((height, width), np.int32)
-    _fill(fine, filled.xy, filled.parts, filled.shapes, _near(filled, row, col, fine.shape), row, col)
+    _fill(fine, filled.xy, filled.parts, filled.shapes, _shapes_near(filled, row, col, fine.shape), row, col)
     labels, source = _vote(fine, filled.label, filled.source, n)
     ranks = np.zeros(labels.shape, np.int32)
-    near = _near(touched, row, col, fine.shape)
+    near = _shapes_near(touched, row, col, fine.shape)
     _touch(ranks, touched.xy, touched.parts, touched.shapes, near, (window.row, window.col, n * UNITS))
     painted = ranks > 0
     labels[painted] = touched.label[ranks[painted] - 1]
@@ -316,7 +318,7 @@ def paint(drawing: Drawing, window: Window) -> tuple[Array, Array]:
     return labels, source
 
 
-def _near(outlines: Outlines, row: int, col: int, shape: tuple[int, int]) -> Array:
+def _shapes_near(outlines: Outlines, row: int, col: int, shape: tuple[int, int]) -> Array:
     """Return the indices, in order, of the shapes whose bounds meet a window of fine pixels."""
     west, north, east, south = outlines.bounds.T
     meets = (west <= (col + shape[1]) * UNITS) & (east >= col * UNITS)

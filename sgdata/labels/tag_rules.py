@@ -82,10 +82,10 @@ def rules(
         if row.get("geometry") == "raster":  # untagged land has no tag to match
             continue
         rule = _rule(row, codes, f"tag table line {number}", frozenset(tiers), frozenset(groups))
-        place = (rule.kind, rule.key, rule.value)
-        if place in table:
-            raise SettingError(f"tag table line {number}: {' '.join(place)} is there twice; remove one row")
-        table[place] = rule
+        rule_id = (rule.kind, rule.key, rule.value)
+        if rule_id in table:
+            raise SettingError(f"tag table line {number}: {' '.join(rule_id)} is there twice; remove one row")
+        table[rule_id] = rule
     return table
 
 
@@ -105,7 +105,7 @@ def _rule(
         raise SettingError(f"{origin}: label value {value}, expected one of {sorted(codes)}")
     # Half widths of CTU Prague are those of carriageways; OSM2LULC has 6 or 12 m for every street.
     group, width = _search(r"group=(\w+)", note), _search(r"CTU=(\d+(?:\.\d+)?)", note)
-    chosen = group in groups if group else tier in tiers
+    selected = group in groups if group else tier in tiers
     return TagRule(
         key=key,
         value=tag_value,
@@ -118,7 +118,7 @@ def _rule(
         needs=_search(r"only with (\S+=\S+)", note),
         unless=_search(r"only where no (\S+) key", note) or _search(r"; (?:\S+ )*?(\S+=\S+) wins", note),
         # A line without a width (a coastline) is a border and not drawn.
-        active=chosen and value != IGNORE and (kind == "polygon" or bool(width)),
+        active=selected and value != IGNORE and (kind == "polygon" or bool(width)),
     )
 
 
@@ -181,7 +181,7 @@ def _has(tags: Mapping[str, str], condition: str) -> bool:
     return key in tags and (not equals or tags[key] == value)
 
 
-def hidden(tags: Mapping[str, str], rule: TagRule) -> bool:
+def is_underground(tags: Mapping[str, str], rule: TagRule) -> bool:
     """Return whether an object is under ground: a tunnel, an underground car park, a street below layer 0.
 
     Natural ground is not, whatever its layer: rivers are often mapped at layer -1 because bridges cross them.

@@ -12,7 +12,11 @@ from sgdata.datasets.types import SampleListing
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import small_tiff
 
-NAMES, LATITUDES, LONGITUDES = ("name", "key", "file", "filename"), ("latitude", "lat"), ("longitude", "lon")
+NAME_COLUMNS, LATITUDE_COLUMNS, LONGITUDE_COLUMNS = (
+    ("name", "key", "file", "filename"),
+    ("latitude", "lat"),
+    ("longitude", "lon"),
+)
 # UTM is defined between these latitudes.
 SOUTHMOST, NORTHMOST = -80.0, 84.0
 
@@ -39,7 +43,7 @@ def assign_coordinates(listing: SampleListing, path: Path, *, gsd_m: float) -> S
             f"--coordinates {path}: samples of edition {listing.edition.name} differ in size, so that a centre does "
             "not give their ground; leave --coordinates out"
         )
-    rows = _read(path)
+    rows = _read_table(path)
     refs, rejected = [], list(listing.rejected)
     for ref in listing.refs:
         try:
@@ -56,11 +60,14 @@ def assign_coordinates(listing: SampleListing, path: Path, *, gsd_m: float) -> S
     return replace(listing, refs=tuple(refs), rejected=tuple(rejected))
 
 
-def _read(path: Path) -> dict[str, set[Cells]]:
+def _read_table(path: Path) -> dict[str, set[Cells]]:
     """Return the texts of latitude and longitude of each sample key. Raises SettingError."""
     table = package_data.read_table(path, delimiter="," if path.suffix == ".csv" else "\t")
     header = tuple(table[0]) if table else ()
-    columns = [next((name for name in header if name.lower() in known), "") for known in (NAMES, LATITUDES, LONGITUDES)]
+    columns = [
+        next((name for name in header if name.lower() in aliases), "")
+        for aliases in (NAME_COLUMNS, LATITUDE_COLUMNS, LONGITUDE_COLUMNS)
+    ]
     if not all(columns):
         raise SettingError(f"{path}: columns are {', '.join(header)!r:.120}; expected name, latitude and longitude")
     rows: dict[str, set[Cells]] = {}

@@ -129,32 +129,34 @@ def pack(
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
         inputs = replace(inputs, builds=pool.absolute(dict(inputs.builds)))
-    find = reader(recipe.dataset).list_samples
-    with _uncollected():
-        source, listing, contract = select.list_samples(recipe, source, find, inputs)
+    list_source = reader(recipe.dataset).list_samples
+    with _garbage_collection_off():
+        source, listing, contract = select.list_samples(recipe, source, list_source, inputs)
         # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
         stream = archives.is_stream(source)
         groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
-        shard_tasks = tasks.shard_tasks(groups, recipe, contract, source, out, listing.read, builds=inputs.builds)
+        shard_tasks = tasks.shard_tasks(
+            groups, recipe, contract, source, out, listing.shared_files, builds=inputs.builds
+        )
     progress.log.info("packing %s: %s", recipe.dataset, _cost(listing, groups, source).summary)
     with output_lock.only_writer(out, output_names.INDEX):
         _prepare(out, recipe, tasks.tar_prefix(recipe, contract), {task.name for task in shard_tasks}, fresh=fresh)
         totals = ShardTotals(contract)
         totals.quarantine += [{"key": "", "file": name, "reason": reason} for name, reason in listing.rejected]
-        left = []
+        unfinished = []
         for task in shard_tasks:
             finished = _read_journal(task)
             if finished:
                 totals.add(finished)
             else:
-                left.append(task)
-        if len(left) < len(shard_tasks):
-            kept = len(shard_tasks) - len(left)
-            progress.log.info("resumes with %d of %d shards already packed", kept, len(shard_tasks))
-        ready = tar_spool.spool_members(left, source, out) if stream else left
-        done = pool.run(_pack_shard, ready, workers=workers, cluster=cluster, folder=out)
-        for part in progress.track(done, label=f"packing {recipe.dataset}", total=len(left)):
-            totals.add(part)
+                unfinished.append(task)
+        if len(unfinished) < len(shard_tasks):
+            finished_count = len(shard_tasks) - len(unfinished)
+            progress.log.info("resumes with %d of %d shards already packed", finished_count, len(shard_tasks))
+        prepared = tar_spool.spool_members(unfinished, source, out) if stream else unfinished
+        packed_shards = pool.run(_pack_shard, prepared, workers=workers, cluster=cluster, folder=out)
+        for packed in progress.track(packed_shards, label=f"packing {recipe.dataset}", total=len(unfinished)):
+            totals.add(packed)
         verdict = band_check.check_band_means(totals.statistics(totals.counts), len(totals.rows), contract)
         files.write(out / output_names.BAND_CHECK, files.pretty_json(verdict))
         # Written after the shards: a folder without a recipe is unfinished.
@@ -171,7 +173,7 @@ def pack(
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def _garbage_collection_off() -> Iterator[None]:
     """Suspend the search for cycles, which a listing of millions of objects has none of: a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()
@@ -195,8 +197,8 @@ def estimate_cost(
     """
     recipe = recipe or select.recipe_for(dataset)
     began = time.perf_counter()
-    find = reader(recipe.dataset).list_samples
-    source, listing, contract = select.list_samples(recipe, source, find, inputs)
+    list_source = reader(recipe.dataset).list_samples
+    source, listing, contract = select.list_samples(recipe, source, list_source, inputs)
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     listing_s = time.perf_counter() - began
@@ -225,9 +227,9 @@ def _trial_seconds(refs: Sequence[SampleRef], recipe: ShardRecipe, contract: Con
     """Estimate the seconds to pack all samples from a few: evenly spaced ones, the first ones of a compressed tar."""
     count = min(len(refs), 1 + TRIAL_BYTES * len(refs) // (1 + sum(ref.bytes for ref in refs)))
     stream = archives.is_stream(source)
-    some = refs[:count] if stream else [refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int)]
+    trial_refs = refs[:count] if stream else [refs[i] for i in np.linspace(0, len(refs) - 1, count).astype(int)]
     with tempfile.TemporaryDirectory() as folder:
-        (trial,) = tasks.shard_tasks([tuple(some)], recipe, contract, source, Path(folder))
+        (trial,) = tasks.shard_tasks([tuple(trial_refs)], recipe, contract, source, Path(folder))
         if stream:  # not marked as spooled, so that the first run leaves the members for the second
             trial = replace(next(tar_spool.spool_members([trial], source, Path(folder))), spooled=False)
         _pack_shard(trial)  # not timed: compiles the kernels
@@ -245,7 +247,7 @@ def _remarks(
     unlabelled = sum(not row["labels"] for row in totals.rows)
     if unlabelled and contract.label_space.task == "multi-label":
         remarks.append(f"{unlabelled} samples have no label of '{contract.label_space.name}': kept")
-    published = next((each.counts for each in edition.splits if each.name == split_set), {})
+    published = next((candidate.counts for candidate in edition.splits if candidate.name == split_set), {})
     # Splits under other names (all, or lists of the user) are not the published ones.
     if set(published) & set(contract.splits):
         for split, count in published.items():
@@ -257,7 +259,7 @@ def _remarks(
     return remarks
 
 
-def _prepare(out: Path, recipe: ShardRecipe, prefix: str, wanted: set[str], *, fresh: bool) -> None:
+def _prepare(out: Path, recipe: ShardRecipe, prefix: str, task_names: set[str], *, fresh: bool) -> None:
     """Remove what an interrupted run left, shards of other groupings and, if `fresh`, all shards of an earlier run."""
     earlier = out / output_names.RECIPE
     if not fresh and earlier.exists() and earlier.read_bytes() != files.toml(recipe):
@@ -268,7 +270,7 @@ def _prepare(out: Path, recipe: ShardRecipe, prefix: str, wanted: set[str], *, f
     # A folder without SHA256SUMS is unfinished: a run that ends early from here on leaves none.
     files.mark_unfinished(out)
     ours = [*out.glob(f"{prefix}-*.tar"), *(out / JOURNAL).glob("*.json")]
-    stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in wanted]
+    stale = [path for path in ours if fresh or path.name.removesuffix(".json") not in task_names]
     partial = [*out.glob(".*.partial-*"), *(out / JOURNAL).glob(".*.partial-*")]
     for path in [*stale, *partial, *(out / tar_spool.SPOOL).glob("*")]:
         path.unlink(missing_ok=True)
@@ -300,9 +302,9 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
                 try:
                     native = write_shards.storable(read(ref), task.contract)
                     sample = resample.resample_groups(native, task.contract, task.recipe.kernel)
-                    _check(sample, task.contract)
+                    _check_sample(sample, task.contract)
                     for image in tar_format.whole_images(sample):
-                        statistics.add_data(image, counts, task.contract.nodata)
+                        statistics.add_valid(image, counts, task.contract.nodata)
                 except SourceError as error:
                     file = ref.members[0].name if ref.members else ""
                     quarantine.append({"key": ref.key, "file": file, "reason": " ".join(str(error).split())})
@@ -325,7 +327,7 @@ def _pack_shard(task: tasks.ShardTask) -> PackedShard:
     return packed
 
 
-def _check(sample: Sample, contract: Contract) -> None:
+def _check_sample(sample: Sample, contract: Contract) -> None:
     """Raise SourceError if a sample does not satisfy the contract."""
     if not safe_names.KEY.fullmatch(sample.key):
         raise SourceError(f"key {sample.key!r:.90} cannot be a name in a shard, expected {safe_names.KEY.pattern}")

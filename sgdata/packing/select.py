@@ -71,7 +71,7 @@ class Inputs:
 def list_samples(
     recipe: ShardRecipe,
     source: Path | None,
-    find: Callable[[Path, ShardRecipe], SampleListing],
+    list_source: Callable[[Path, ShardRecipe], SampleListing],
     inputs: Inputs | None = None,
 ) -> tuple[Path, SampleListing, Contract]:
     """List the samples of a source under their splits, without reading a pixel.
@@ -79,7 +79,7 @@ def list_samples(
     Args:
         recipe: Recipe of the dataset.
         source: Folder, zip or tar; default the recipe's.
-        find: Function of the dataset's reader.
+        list_source: Function of the dataset's reader.
         inputs: Lists and tables beside the dataset.
 
     Returns:
@@ -93,18 +93,18 @@ def list_samples(
     inputs = inputs or Inputs()
     if inputs.builds:
         source = next(iter(inputs.builds.values()))
-        listing = _of_places(recipe, find, inputs)
+        listing = _list_places(recipe, list_source, inputs)
     else:
-        source = _archive_in(source or Path(recipe.source), recipe)
-        listing = find(source, recipe)
-    listing = _without(listing, inputs.leave_out)
+        source = _find_archive(source or Path(recipe.source), recipe)
+        listing = list_source(source, recipe)
+    listing = _leave_out(listing, inputs.leave_out)
     if inputs.coordinates:
         from sgdata.packing import coordinates
 
         gsd_m = cards.SENSORS[cards.card(recipe.dataset).sensor].finest_gsd_m
         listing = coordinates.assign_coordinates(listing, inputs.coordinates, gsd_m=gsd_m)
     if inputs.split_lists:
-        listing = split_lists.assign(listing, split_lists.read_all(inputs.split_lists))
+        listing = split_lists.assign(listing, split_lists.read_lists(inputs.split_lists))
     else:
         listing = split_lists.assign_set(listing, recipe, source, inputs.splits)
     listing = _reject_duplicates(listing)
@@ -118,27 +118,27 @@ def list_samples(
     return source, listing, replace(contract, dataset=recipe.name or contract.dataset, hash=recipe.hash)
 
 
-def _of_places(
-    recipe: ShardRecipe, find: Callable[[Path, ShardRecipe], SampleListing], inputs: Inputs
+def _list_places(
+    recipe: ShardRecipe, list_source: Callable[[Path, ShardRecipe], SampleListing], inputs: Inputs
 ) -> SampleListing:
     """List the samples of several builds. Raises SettingError, SourceError."""
     if inputs.places and (inputs.split_lists or recipe.splits or inputs.splits):
         raise SettingError("--hold-out, --fold: a split by other lists is given too; give one of them")
-    listings = {place: find(build, recipe) for place, build in inputs.builds.items()}
+    listings = {place: list_source(build, recipe) for place, build in inputs.builds.items()}
     # Imported here, since it reads builds, and most datasets are none.
     from sgdata.packing import place_sources
 
-    return place_sources.list_places(inputs.builds, listings, inputs.places)
+    return place_sources.merge_listings(inputs.builds, listings, inputs.places)
 
 
-def _archive_in(source: Path, recipe: ShardRecipe) -> Path:
+def _find_archive(source: Path, recipe: ShardRecipe) -> Path:
     """Return the compressed tar of the card in a folder written by `sgdata fetch`, else `source` itself."""
     edition = cards.edition(recipe.dataset, recipe.edition)
-    paths = [source / each.file for each in edition.sources if each.part == "images"]
+    paths = [source / file.file for file in edition.sources if file.part == "images"]
     return next((path for path in paths if archives.is_stream(path)), source)
 
 
-def _without(listing: SampleListing, lists: Sequence[Path]) -> SampleListing:
+def _leave_out(listing: SampleListing, lists: Sequence[Path]) -> SampleListing:
     """Return the listing without the samples of the lists."""
     if not lists:
         return listing
@@ -151,6 +151,6 @@ def _without(listing: SampleListing, lists: Sequence[Path]) -> SampleListing:
 def _reject_duplicates(listing: SampleListing) -> SampleListing:
     """Keep the first sample of each key and reject the others: the index holds each key once."""
     first: dict[str, SampleRef] = {}
-    again = [ref for ref in listing.refs if first.setdefault(ref.key, ref) is not ref]
-    rejected = tuple((ref.members[0].name, f"second sample of the key '{ref.key}'") for ref in again)
+    duplicates = [ref for ref in listing.refs if first.setdefault(ref.key, ref) is not ref]
+    rejected = tuple((ref.members[0].name, f"second sample of the key '{ref.key}'") for ref in duplicates)
     return replace(listing, refs=tuple(first.values()), rejected=listing.rejected + rejected)

@@ -38,16 +38,20 @@ def assign_set(listing: SampleListing, recipe: ShardRecipe, source: Path, folder
             f"--splits {folder}: no such folder; give the folder of the lists, and the name of a split set as --split"
         )
     name, table = recipe.splits, find_table(recipe.dataset, folder)
-    chosen = next((each for each in listing.edition.splits if each.name == name), None)
-    if name and chosen is None:
+    split_set = next((candidate for candidate in listing.edition.splits if candidate.name == name), None)
+    if name and split_set is None:
         if table is None or name not in table.columns:
-            known = [each.name for each in listing.edition.splits] + list(table.columns if table else ())
-            names = ", ".join(known) or "none; leave --split out"
+            known_names = [candidate.name for candidate in listing.edition.splits] + list(
+                table.columns if table else ()
+            )
+            names = ", ".join(known_names) or "none; leave --split out"
             raise SettingError(f"splits = '{name}': edition {listing.edition.name} has no such splits; known: {names}")
         return assign(listing, table.assignment(name))
-    lists = find_lists(chosen, (folder,) if folder else (source, source.parent)) if chosen else {}
-    if chosen and chosen.files and folder and not lists:
-        raise SettingError(f"--splits {folder}: lacks a list of '{name}': {', '.join(chosen.files.values())}; add them")
+    lists = find_lists(split_set, (folder,) if folder else (source, source.parent)) if split_set else {}
+    if split_set and split_set.files and folder and not lists:
+        raise SettingError(
+            f"--splits {folder}: lacks a list of '{name}': {', '.join(split_set.files.values())}; add them"
+        )
     if not lists:
         notes = listing.notes
         if {ref.split for ref in listing.refs} == {"all"}:
@@ -55,44 +59,44 @@ def assign_set(listing: SampleListing, recipe: ShardRecipe, source: Path, folder
         return replace(listing, notes=notes)
     if table:
         check_published(lists, name, table.header.published)
-    return assign(listing, read_all(lists))
+    return assign(listing, read_lists(lists))
 
 
 def find_table(dataset: str, folder: Path | None) -> SplitTable | None:
     """Return the split table of a dataset, from a folder or else from the catalogue; None if there is none."""
     from sgdata.splits import split_table
 
-    for place in (folder, package_data.folder("catalogs") / "splits"):
-        if place and (path := place / f"{dataset}{split_table.SUFFIX}").is_file():
+    for directory in (folder, package_data.folder("catalogs") / "splits"):
+        if directory and (path := directory / f"{dataset}{split_table.SUFFIX}").is_file():
             return split_table.read(path)
     return None
 
 
-def find_lists(chosen: SplitSet, folders: tuple[Path, ...]) -> dict[str, Path]:
+def find_lists(split_set: SplitSet, folders: tuple[Path, ...]) -> dict[str, Path]:
     """Return the published lists by split from the first folders that have them; none unless all of them are there."""
     lists: dict[str, Path] = {}
-    for split, file in chosen.files.items():
+    for split, file in split_set.files.items():
         for path in (folder / name for folder in folders for name in (file, file.removesuffix(".gz"))):
             if path.is_file():
                 lists.setdefault(split, path)
     # An incomplete set is ignored: with train but without val, the samples of val would be left out.
-    return lists if len(lists) == len(chosen.files) else {}
+    return lists if len(lists) == len(split_set.files) else {}
 
 
-def check_published(lists: Mapping[str, Path], name: str, known: tuple[PublishedList, ...]) -> None:
+def check_published(lists: Mapping[str, Path], name: str, published_lists: tuple[PublishedList, ...]) -> None:
     """Refuse lists that differ from the published ones of which count and SHA-256 are known. Raises SettingError."""
-    for each in known:
-        if each.name == name and each.split in lists:
-            keys = read_keys(lists[each.split])
-            if not each.matches(keys):
+    for published in published_lists:
+        if published.name == name and published.split in lists:
+            keys = read_keys(lists[published.split])
+            if not published.matches(keys):
                 raise SettingError(
-                    f"{lists[each.split]}: {len(keys)} samples that are not those of the published list '{name}' "
-                    f"{each.split} ({each.samples}, SHA-256 {each.sha256[:16]}); get it again, or give your own list "
-                    f"as --split-list {each.split}=FILE"
+                    f"{lists[published.split]}: {len(keys)} samples that are not those of the published list '{name}' "
+                    f"{published.split} ({published.samples}, SHA-256 {published.sha256[:16]}); get it again, or give "
+                    f"your own list as --split-list {published.split}=FILE"
                 )
 
 
-def read_all(lists: Mapping[str, Path]) -> Assignment:
+def read_lists(lists: Mapping[str, Path]) -> Assignment:
     """Return the assignment of lists by split. Raises SettingError."""
     split_of: dict[str, tuple[str, tuple[str, ...]]] = {}
     for split, path in lists.items():
@@ -133,5 +137,5 @@ def read_keys(path: Path) -> list[str]:
         ) from None
     # BigEarthNet lists pairs `S2,S1`; EuroSAT lists `River_1.jpg`, of the RGB edition, for the same stems, or
     # `tif/River/River_1.tif 9` with the class.
-    first = [re.split(r"[,\s]", line.strip(), maxsplit=1)[0] for line in lines if line.strip()]
-    return [name.rpartition("/")[2].removesuffix(".jpg").removesuffix(".tif") for name in first]
+    names = [re.split(r"[,\s]", line.strip(), maxsplit=1)[0] for line in lines if line.strip()]
+    return [name.rpartition("/")[2].removesuffix(".jpg").removesuffix(".tif") for name in names]

@@ -89,7 +89,7 @@ def shard_tasks(
     contract: Contract,
     source: Path,
     out: Path,
-    read: Sequence[Path] = (),
+    shared_files: Sequence[Path] = (),
     *,
     builds: Mapping[str, Path] = MappingProxyType({}),
 ) -> list[ShardTask]:
@@ -101,28 +101,30 @@ def shard_tasks(
         contract: Contract of the samples.
         source: Path of the samples.
         out: Output folder.
-        read: Files that every sample depends on too.
+        shared_files: Files that every sample depends on too.
         builds: Sources by place, of samples of several places.
     """
     numbers: Counter[str] = Counter()
-    shared = identity.identify_files([*read, *([source] if source.is_file() else [])])
-    chosen = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
+    shared_identities = identity.identify_files([*shared_files, *([source] if source.is_file() else [])])
+    settings = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     # The files of a table, and of a pair of builds, are beside the document that names them.
     tasks = []
     for refs in groups:
-        split, own_source = refs[0].split, builds.get(refs[0].meta.get("place", ""), source)
-        root = str(own_source if own_source.is_dir() else own_source.parent)
+        split, task_source = refs[0].split, builds.get(refs[0].meta.get("place", ""), source)
+        root = str(task_source if task_source.is_dir() else task_source.parent)
         name = tar_format.shard_name(tar_prefix(recipe, contract), split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
-        own = identity.identify_files({_file(root, member) for ref in refs for member in ref.members})
-        decides = files.canonical_json([tar_format.FORMAT, chosen, contract, shared, own])
-        fingerprint = files.sha256(decides + "".join(map(_text, refs)).encode(errors="surrogatepass"))
+        member_identities = identity.identify_files(
+            {_member_file(root, member) for ref in refs for member in ref.members}
+        )
+        document = files.canonical_json([tar_format.FORMAT, settings, contract, shared_identities, member_identities])
+        fingerprint = files.sha256(document + "".join(map(_ref_text, refs)).encode(errors="surrogatepass"))
         tasks.append(
             ShardTask(
                 name=name,
                 refs=refs,
-                source=own_source,
+                source=task_source,
                 out=out,
                 recipe=recipe,
                 contract=contract,
@@ -132,13 +134,13 @@ def shard_tasks(
     return tasks
 
 
-def _text(ref: SampleRef) -> str:
+def _ref_text(ref: SampleRef) -> str:
     """Return a text that differs for samples that do: four times as fast as JSON, and there may be millions."""
     members = [(member.name, member.size, member.offset) for member in ref.members]
     return repr((ref.key, ref.split, members, ref.bytes, files.canonical_json(ref.meta) if ref.meta else b""))
 
 
-def _file(root: str, member: SourceMember) -> str:
+def _member_file(root: str, member: SourceMember) -> str:
     """Return the path of the file in a folder that has a member: itself, or a zip."""
     path = f"{root}/{member.name}"
     archive, inside, _ = path.partition(".zip/")

@@ -53,16 +53,16 @@ def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]
         OutputError: An input does not verify, the version exists with other content, or writing fails.
         SourceError: There are no shards, or the build is not that of the shards.
     """
-    for what, text, form, expected in (
+    for field_name, value, pattern, expected in (
         ("name", order.name, cards.OWN_NAME, "lower case letters, digits, - and _, such as my-city"),
         ("version", order.version, VERSION, "numbers such as 1.0"),
         ("date", order.published or "2000-01-01", DAY, "a day such as 2026-01-31"),
     ):
-        if not form.fullmatch(text):
-            raise SettingError(f"release: {what} is {text!r}: expected {expected}; correct it")
+        if not pattern.fullmatch(value):
+            raise SettingError(f"release: {field_name} is {value!r}: expected {expected}; correct it")
     if order.home and not urls.is_http(order.home):
         raise SettingError(f"release: home is {order.home!r:.200}: expected an address such as https://...; correct it")
-    inputs = _checked(order)
+    inputs = _check_inputs(order)
     final, staging = order.out / order.title, order.out / f".{order.title}.partial"
     with output_lock.only_writer(order.out):
         try:
@@ -87,7 +87,7 @@ def register_of_checkout() -> Path | None:
     return folder if (folder.parent / "pyproject.toml").is_file() else None
 
 
-def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
+def _check_inputs(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
     files.require_file(order.source / output_names.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else []), *order.builds.values()):
@@ -99,7 +99,7 @@ def _checked(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
     contract = contracts.read(order.source)
     base = _base_dataset(order.source, contract)
     ours = base == "segmunich" and contract.version != release_content.RELEASED_BY_OTHERS
-    release_content.permitted(cards.card(base), order, ours=ours)
+    release_content.require_permission(cards.card(base), order, ours=ours)
     if order.previous:
         versions.check_previous(order.previous, order)
     if not ours:
@@ -125,18 +125,18 @@ def _base_dataset(folder: Path, contract: Contract) -> str:
 
 def _assemble(
     order: ReleaseOrder,
-    source: tuple[Any, lock.Lock | None],
+    base_and_lock: tuple[Any, lock.Lock | None],
     folder: Path,
     audited: Callable[[Path], findings.AuditReport],
 ) -> findings.AuditReport:
     from importlib.metadata import version
 
-    _, planned = source
+    _, build_lock = base_and_lock
     # Listed files only: lock files and journals are not part of the data. With the list, which is replaced at the end.
     for name in (*files.read_sums(order.source), output_names.SUMS):
         _copy(order.source / name, folder / name)
     contract = sample_hashes.complete_folder(folder)
-    if order.build and planned:
+    if order.build and build_lock:
         _copy(order.build / lock.NAME, folder / lock.NAME)
         _copy(order.build / output_names.RECIPE, folder / RECIPE_OF_BUILD)
     for name, path in place_builds.documents(order.builds).items():
@@ -145,26 +145,26 @@ def _assemble(
     files.write(folder / findings.NAME, files.pretty_json(report))
     index = shard_index.read_index(folder)
     software, base = version("sgdata"), cards.card(_base_dataset(folder, contract))
-    own = planned is not None or base.licence.redistribution == "owner"
+    is_own = build_lock is not None or base.licence.redistribution == "owner"
     changes = versions.describe_changes(order, folder) if order.previous else None
-    shipped = ReleaseContent(
-        order=order, contract=contract, lock=planned, report=report, changes=changes,
-        card=release_content.own_card(base, order, planned, software=software) if own else base,
+    content = ReleaseContent(
+        order=order, contract=contract, lock=build_lock, report=report, changes=changes,
+        card=release_content.own_card(base, order, build_lock, software=software) if is_own else base,
         rows=index.select(_COLUMNS).to_pylist(), index_sha256=files.sha256_file(folder / output_names.INDEX),
         shards={p.name: (files.sha256_file(p), p.stat().st_size) for p in sorted(folder.glob("*.tar"))},
-        usage=_usage(order.build) if planned else {},
+        usage=_usage(order.build) if build_lock else {},
     )  # fmt: skip
-    files.write(folder / output_names.CROISSANT, files.pretty_json(croissant.document(shipped)))
-    for name, document in stac.documents(shipped, software).items():
+    files.write(folder / output_names.CROISSANT, files.pretty_json(croissant.document(content)))
+    for name, document in stac.documents(content, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
     previews = _write_previews(folder, index, contract)
-    text = card.text(shipped, previews=previews, software=software).encode()
+    text = card.text(content, previews=previews, software=software).encode()
     files.write(folder / "CARD.md", text)
     # The name that model hubs display.
     files.write(folder / "README.md", text)
-    for part, (licence, notice) in shipped.terms.items():
-        files.write(folder / "LICENSES" / f"{part}.txt", f"{licence}\n\n{notice}\n".encode())
-    files.write(folder / "LICENSES" / "files.tsv", "".join(_licences(folder, shipped)).encode())
+    for material, (licence, notice) in content.terms.items():
+        files.write(folder / "LICENSES" / f"{material}.txt", f"{licence}\n\n{notice}\n".encode())
+    files.write(folder / "LICENSES" / "files.tsv", "".join(_licences(folder, content)).encode())
     _refuse_secrets(folder)
     files.write_sums(folder)
     for path in (folder, *folder.rglob("*")):
@@ -213,20 +213,20 @@ def _preview(folder: Path, rows: Sequence[shard_index.Row], contract: Contract) 
     """Render up to 4 x 4 samples as uint8 (3, H, W), each with a contrast stretch of its own."""
     rgb = true_colour.band_indices([band.name for band in contract.bands])
     sheet = np.full((3, 4 * PREVIEW_PX, 4 * PREVIEW_PX), 255, np.uint8)
-    for at, row in enumerate(rows):
+    for number, row in enumerate(rows):
         image = tar_format.whole_images(resample.join_groups(tar_format.read_sample(folder, row), contract))[0]
         # Nearest neighbour, so that the preview shows measured values only.
         rows_, cols = (np.arange(PREVIEW_PX) * side // PREVIEW_PX for side in image.shape[1:])
         bands = image[rgb][:, rows_][:, :, cols]
-        top, left = PREVIEW_PX * (at // 4), PREVIEW_PX * (at % 4)
+        top, left = PREVIEW_PX * (number // 4), PREVIEW_PX * (number % 4)
         limits = [true_colour.limits(band[band > 0]) for band in bands]
         sheet[:, top : top + PREVIEW_PX, left : left + PREVIEW_PX] = true_colour.stretch(bands, limits)
     return sheet
 
 
-def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
+def _licences(folder: Path, content: ReleaseContent) -> Iterator[str]:
     """Yield a line per file, or per kind of member of a tar: path, member, licence, notice."""
-    terms = shipped.terms
+    terms = content.terms
     yield "path\tmember\tlicence\tnotice\n"
     for path in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()
@@ -236,7 +236,7 @@ def _licences(folder: Path, shipped: ReleaseContent) -> Iterator[str]:
                 members = {"image*": "pixels", "mask.*, label.json": "labels", "meta.json": "pixels"}
             elif name in (output_names.INDEX, findings.NAME, output_names.CONTRACT, versions.CHANGES):
                 members = {"": "labels"}
-            yield from ("\t".join((name, member, *terms[part])) + "\n" for member, part in members.items())
+            yield from ("\t".join((name, member, *terms[material])) + "\n" for member, material in members.items())
 
 
 def _publish(staging: Path, final: Path) -> None:
@@ -258,11 +258,11 @@ def _write_archive(folder: Path, path: Path) -> None:
         files.replacing(with_ending(path, ".new")) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
-        for each in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
-            if each.is_file():
-                member = tarfile.TarInfo(f"{folder.name}/{each.relative_to(folder).as_posix()}")
-                member.size = each.stat().st_size
-                with each.open("rb") as handle:
+        for file in sorted(folder.rglob("*"), key=lambda p: p.relative_to(folder).as_posix()):
+            if file.is_file():
+                member = tarfile.TarInfo(f"{folder.name}/{file.relative_to(folder).as_posix()}")
+                member.size = file.stat().st_size
+                with file.open("rb") as handle:
                     tar.addfile(member, handle)
     new = with_ending(path, ".new")
     if path.exists() and files.sha256_file(path) != files.sha256_file(new):

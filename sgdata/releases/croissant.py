@@ -22,12 +22,12 @@ def document(content: ReleaseContent) -> dict[str, Any]:
     """Return the JSON-LD document. Without coordinates it does not claim to conform to GeoCroissant."""
     geo = _geo(content) if content.bounds else {}
     # Context of the Croissant 1.1 specification, appendix 1, with `geocr` and `rai` added.
-    fixed = package_data.document("croissant")
-    kinds = fixed["names"]
+    template = package_data.document("croissant")
+    kinds = template["names"]
     splits = [{"splits/name": name, "splits/url": kinds[name]} for name in content.contract.splits if name in kinds]
     columns = _COLUMNS | (_PLACES if content.bounds else {})
     return {
-        "@context": fixed["context"],
+        "@context": template["context"],
         "@type": "sc:Dataset",
         "conformsTo": [CONFORMS, *([CONFORMS_GEO] if geo else [])],
         "name": content.order.title,
@@ -49,7 +49,7 @@ def document(content: ReleaseContent) -> dict[str, Any]:
             *(_file(name, "application/x-tar", sha256) for name, (sha256, _) in content.shards.items()),
         ],
         "recordSet": [
-            *([fixed["splits"] | {"data": splits}] if splits else []),
+            *([template["splits"] | {"data": splits}] if splits else []),
             {
                 "@type": "cr:RecordSet",
                 "@id": "samples",

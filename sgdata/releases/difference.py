@@ -89,17 +89,17 @@ class OutputDifference:
     def lines(self) -> list[str]:
         """One sentence per difference; empty if there is none."""
         lines = [
-            f"{each.what}: {each.count:,}" + (f" of {each.of:,}" if each.of else "") + _listed(each)
-            for each in self.changes
+            f"{change.what}: {change.count:,}" + (f" of {change.of:,}" if change.of else "") + _examples_text(change)
+            for change in self.changes
         ]
-        lines += [f"samples in {split}: {one:,} before, {two:,} now" for split, (one, two) in self.splits.items()]
+        lines += [f"samples in {split}: {old:,} before, {new:,} now" for split, (old, new) in self.splits.items()]
         lines += [
-            f"{self.class_unit} of {name}: {one:,} before, {two:,} now" for name, (one, two) in self.classes.items()
+            f"{self.class_unit} of {name}: {old:,} before, {new:,} now" for name, (old, new) in self.classes.items()
         ]
-        return lines + [f"{name}: {one} before, {two} now" for name, (one, two) in self.settings.items()]
+        return lines + [f"{name}: {old} before, {new} now" for name, (old, new) in self.settings.items()]
 
 
-def _listed(change: Change) -> str:
+def _examples_text(change: Change) -> str:
     shown = ", ".join(change.examples[:3])
     return f" ({shown}{', ...' if change.count > 3 else ''})" if shown else ""
 
@@ -139,14 +139,14 @@ def compare(before: Path, after: Path) -> OutputDifference:
         if kinds[0] == "build"
         else _compare_samples((before, theirs), (after, ours), rows)
     )
-    unit, counted = _count_classes((before, after), (theirs, ours), kinds[0], rows)
-    parts = [Counter(row["split"] for row in samples.values()) for samples in rows]
+    unit, class_counts = _count_classes((before, after), (theirs, ours), kinds[0], rows)
+    split_counts = [Counter(row["split"] for row in samples.values()) for samples in rows]
     return OutputDifference(
         before=sides[0],
         after=sides[1],
         changes=(*scenes, *_compare_keys(rows), *changed, *_compare_classes(theirs, ours)),
-        splits=_changed(*parts),
-        classes=_changed(*counted),
+        splits=_differing_counts(*split_counts),
+        classes=_differing_counts(*class_counts),
         class_unit=unit,
         settings={
             name: (contracts.describe_field(theirs, name), contracts.describe_field(ours, name))
@@ -175,15 +175,15 @@ def _rows(folder: Path, kind: str) -> dict[str, dict[str, Any]]:
     return {key: {"split": split} for key, split in zip(table["key"], table["split"], strict=True)}
 
 
-def _changed(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+def _differing_counts(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, tuple[int, int]]:
     names = dict.fromkeys((*before, *after))
-    both = {name: (int(before.get(name, 0)), int(after.get(name, 0))) for name in names}
-    return {name: (one, two) for name, (one, two) in both.items() if one != two}
+    counts = {name: (int(before.get(name, 0)), int(after.get(name, 0))) for name in names}
+    return {name: (old, new) for name, (old, new) in counts.items() if old != new}
 
 
-def _change(what: str, names: list[str], of: int = 0) -> tuple[Change, ...]:
+def _list_change(what: str, names: list[str], total: int = 0) -> tuple[Change, ...]:
     """Return a change that lists some names; none if there are no names."""
-    return (Change(what=what, count=len(names), of=of, examples=tuple(sorted(names)[:SHOWN])),) if names else ()
+    return (Change(what=what, count=len(names), of=total, examples=tuple(sorted(names)[:SHOWN])),) if names else ()
 
 
 # --- scenes and keys -----------------------------------------------------------------------
@@ -191,25 +191,28 @@ def _change(what: str, names: list[str], of: int = 0) -> tuple[Change, ...]:
 
 def _compare_locks(before: Path, after: Path) -> tuple[tuple[Change, ...], dict[str, tuple[str, str]]]:
     """Return changes of scenes, and fields of locks of one place that differ; nothing unless both have locks."""
-    one, two = (_locks(folder) for folder in (before, after))
-    if not one or not two:
+    old_locks, new_locks = (_locks(folder) for folder in (before, after))
+    if not old_locks or not new_locks:
         return (), {}
-    old, new = ({item.scene.id: item for each in locks.values() for item in each.items} for locks in (one, two))
-    again = [name for name in new if name in old]
-    moved = [name for name in again if old[name].offset != new[name].offset]
+    old, new = (
+        {item.scene.id: item for build_lock in locks.values() for item in build_lock.items}
+        for locks in (old_locks, new_locks)
+    )
+    common = [name for name in new if name in old]
+    other_offset = [name for name in common if old[name].offset != new[name].offset]
     changes = (
-        *_change("scenes added", [name for name in new if name not in old], len(new)),
-        *_change("scenes removed", [name for name in old if name not in new], len(old)),
-        *_change("scenes with another offset", moved, len(again)),
+        *_list_change("scenes added", [name for name in new if name not in old], len(new)),
+        *_list_change("scenes removed", [name for name in old if name not in new], len(old)),
+        *_list_change("scenes with another offset", other_offset, len(common)),
     )
     fields = ("collection", "dates", "osm_date", "tag_table_sha256", "grid")
     texts = {
-        f"{path}{name}": (f"{getattr(one[path], name)!s:.80}", f"{getattr(two[path], name)!s:.80}")
-        for path in one
-        if path in two
+        f"{path}{name}": (f"{getattr(old_locks[path], name)!s:.80}", f"{getattr(new_locks[path], name)!s:.80}")
+        for path in old_locks
+        if path in new_locks
         for name in fields
     }
-    return changes, {name: (a, b) for name, (a, b) in texts.items() if a != b}
+    return changes, {name: (old_text, new_text) for name, (old_text, new_text) in texts.items() if old_text != new_text}
 
 
 def _locks(folder: Path) -> dict[str, lock.Lock]:
@@ -221,26 +224,28 @@ def _locks(folder: Path) -> dict[str, lock.Lock]:
 
 def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
     old, new = rows
-    again = [key for key in new if key in old]
+    common = [key for key in new if key in old]
     return (
-        *_change("samples added", [key for key in new if key not in old], len(new)),
-        *_change("samples removed", [key for key in old if key not in new], len(old)),
-        *_change(
+        *_list_change("samples added", [key for key in new if key not in old], len(new)),
+        *_list_change("samples removed", [key for key in old if key not in new], len(old)),
+        *_list_change(
             "samples moved to another split",
-            [key for key in again if old[key]["split"] != new[key]["split"]],
-            len(again),
+            [key for key in common if old[key]["split"] != new[key]["split"]],
+            len(common),
         ),
     )
 
 
 def _compare_classes(theirs: Contract, ours: Contract) -> tuple[Change, ...]:
     """Return classes that came, went, or have another value in the labels."""
-    old, new = (dict(zip(of.label_space.names, of.label_space.ids, strict=True)) for of in (theirs, ours))
-    again = [name for name in new if name in old]
+    old, new = (
+        dict(zip(contract.label_space.names, contract.label_space.ids, strict=True)) for contract in (theirs, ours)
+    )
+    common = [name for name in new if name in old]
     return (
-        *_change("classes added", [name for name in new if name not in old], len(new)),
-        *_change("classes removed", [name for name in old if name not in new], len(old)),
-        *_change("classes with another value", [name for name in again if old[name] != new[name]], len(again)),
+        *_list_change("classes added", [name for name in new if name not in old], len(new)),
+        *_list_change("classes removed", [name for name in old if name not in new], len(old)),
+        *_list_change("classes with another value", [name for name in common if old[name] != new[name]], len(common)),
     )
 
 
@@ -252,21 +257,25 @@ def _compare_samples(
 ) -> tuple[Change, ...]:
     """Compare the samples that both have: arrays on their common grid, labels and the rest of their metadata."""
     old, new = rows
-    again = [key for key in new if key in old]
-    pixels, labels, rest = [], [], []
-    for key in (key for key in again if not _have_equal_hashes(old[key], new[key])):
-        one, two = _read_joined(*before, old[key]), _read_joined(*after, new[key])
-        names = {name for name in one.arrays.keys() | two.arrays.keys() if not _equal(one.arrays, two.arrays, name)}
+    common = [key for key in new if key in old]
+    pixels, labels, metadata = [], [], []
+    for key in (key for key in common if not _have_equal_hashes(old[key], new[key])):
+        old_sample, new_sample = _read_joined(*before, old[key]), _read_joined(*after, new[key])
+        names = {
+            name
+            for name in old_sample.arrays.keys() | new_sample.arrays.keys()
+            if not _equal(old_sample.arrays, new_sample.arrays, name)
+        }
         if names - {"mask"}:
             pixels.append(key)
-        if "mask" in names or one.meta.get("labels") != two.meta.get("labels"):
+        if "mask" in names or old_sample.meta.get("labels") != new_sample.meta.get("labels"):
             labels.append(key)
-        elif not names and one.meta != two.meta:
-            rest.append(key)
+        elif not names and old_sample.meta != new_sample.meta:
+            metadata.append(key)
     return (
-        *_change("samples with other pixels", pixels, len(again)),
-        *_change("samples with other labels", labels, len(again)),
-        *_change("samples with other metadata alone", rest, len(again)),
+        *_list_change("samples with other pixels", pixels, len(common)),
+        *_list_change("samples with other labels", labels, len(common)),
+        *_list_change("samples with other metadata alone", metadata, len(common)),
     )
 
 
@@ -274,13 +283,13 @@ def _read_joined(folder: Path, contract: Contract, row: dict[str, Any]) -> Sampl
     return resample.join_groups(tar_format.read_sample(folder, row), contract)
 
 
-def _have_equal_hashes(one: Mapping[str, Any], two: Mapping[str, Any]) -> bool:
+def _have_equal_hashes(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Return whether two samples have equal hashes; False where one has none, so that they are read and compared."""
-    return shard_index.HASH in one and one[shard_index.HASH] == two.get(shard_index.HASH)
+    return shard_index.HASH in old and old[shard_index.HASH] == new.get(shard_index.HASH)
 
 
-def _equal(one: Mapping[str, Array], two: Mapping[str, Array], name: str) -> bool:
-    return name in one and name in two and np.array_equal(one[name], two[name], equal_nan=one[name].dtype.kind == "f")
+def _equal(old: Mapping[str, Array], new: Mapping[str, Array], name: str) -> bool:
+    return name in old and name in new and np.array_equal(old[name], new[name], equal_nan=old[name].dtype.kind == "f")
 
 
 def _compare_rasters(before: Path, after: Path) -> tuple[Change, ...]:
@@ -289,15 +298,15 @@ def _compare_rasters(before: Path, after: Path) -> tuple[Change, ...]:
     for name in (output_names.IMAGE, output_names.LABELS):
         if not all((folder / name).is_file() for folder in (before, after)):
             continue
-        with geotiff.open_raster(str(before / name)) as one, geotiff.open_raster(str(after / name)) as two:
-            if (one.crs, one.transform, one.shape, one.count) != (two.crs, two.transform, two.shape, two.count):
+        with geotiff.open_raster(str(before / name)) as old, geotiff.open_raster(str(after / name)) as new:
+            if (old.crs, old.transform, old.shape, old.count) != (new.crs, new.transform, new.shape, new.count):
                 changes.append(Change(what=f"{name} with another grid or other bands", count=1))
                 continue
             different = 0
-            for window in grids.cut_tiles(one.shape, STRIP_ROWS, one.shape[1]):
-                different += int((one.read(window=window.slices) != two.read(window=window.slices)).any(axis=0).sum())
+            for window in grids.cut_tiles(old.shape, STRIP_ROWS, old.shape[1]):
+                different += int((old.read(window=window.slices) != new.read(window=window.slices)).any(axis=0).sum())
         if different:
-            changes.append(Change(what=f"pixels that differ in {name}", count=different, of=one.width * one.height))
+            changes.append(Change(what=f"pixels that differ in {name}", count=different, of=old.width * old.height))
     return tuple(changes)
 
 
@@ -310,8 +319,8 @@ def _count_classes(
     """Return what is counted, and the numbers by class of both outputs."""
     counts: list[dict[str, int]] = []
     unit = "samples"
-    for folder, of, samples in zip(folders, contract, rows, strict=True):
-        space = of.label_space
+    for folder, output_contract, samples in zip(folders, contract, rows, strict=True):
+        space = output_contract.label_space
         names = dict(zip(space.ids, space.names, strict=True))
         if kind == "build" or any("mask_size" in row for row in samples.values()):
             unit = "pixels"

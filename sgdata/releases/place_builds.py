@@ -35,30 +35,32 @@ def check(source: Path, contract: Contract, builds: Mapping[str, Path]) -> lock.
     unknown = set(shard_index.read_index(source)["key"].to_pylist()) - keys
     built = [contracts.read(build) for build in builds.values()]
     differ = [
-        place for place, one in zip(builds, built, strict=True) if contracts.find_differences(contract, one, "predict")
+        place
+        for place, built_contract in zip(builds, built, strict=True)
+        if contracts.find_differences(contract, built_contract, "predict")
     ]
     if unknown or differ:
         wrong = f"{len(unknown)} unknown samples" if unknown else f"bands or labels of {differ[0]} differ"
         raise SourceError(f"{', '.join(map(str, builds.values())):.300}: not the builds of these shards ({wrong})")
-    return merged([lock.read(build / lock.NAME) for build in builds.values()])
+    return merge_locks([lock.read(build / lock.NAME) for build in builds.values()])
 
 
 def _keys(place: str, build: Path) -> list[str]:
     keys = patch_table.read(build / output_names.PATCHES)["key"].tolist()
     # As the patches were named when they were packed, together or alone.
-    return [*keys, *(place_sources.key_of(key, place) for key in keys if not build_patches.place_of(build))]
+    return [*keys, *(place_sources.key_with_place(key, place) for key in keys if not build_patches.place_of(build))]
 
 
-def merged(locks: list[lock.Lock]) -> lock.Lock:
+def merge_locks(locks: list[lock.Lock]) -> lock.Lock:
     """Return the first lock with the scenes and days of all; its grid and outputs are those of the first alone."""
-    items = {item.scene.id: item for one in locks for item in one.items}
-    days = sorted(day for one in locks for day in one.dates.split("/"))
+    item_of = {item.scene.id: item for build_lock in locks for item in build_lock.items}
+    days = sorted(day for build_lock in locks for day in build_lock.dates.split("/"))
     return replace(
         locks[0],
-        items=tuple(items[name] for name in sorted(items)),
+        items=tuple(item_of[name] for name in sorted(item_of)),
         dates=f"{days[0]}/{days[-1]}",
-        osm_date=max(one.osm_date for one in locks),
-        simulated=any(one.simulated for one in locks),
+        osm_date=max(build_lock.osm_date for build_lock in locks),
+        simulated=any(build_lock.simulated for build_lock in locks),
     )
 
 

@@ -205,14 +205,14 @@ def own_card(card: DatasetCard, order: ReleaseOrder, locked: Lock | None, *, sof
     )
 
 
-def permitted(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
+def require_permission(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
     """Raise SettingError if the licence of a dataset does not allow passing it on."""
     allowed, private = card.licence.redistribution, order.private
     if (order.cite or order.home) and allowed != "owner" and not ours:
         raise SettingError(f"--cite and --home: {card.name} has its own citation and page; leave them out")
     if order.licence and allowed != "owner":
-        own = f"{card.licence.labels}; {card.licence.pixels}"
-        raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({own}); leave --licence out")
+        terms = f"{card.licence.labels}; {card.licence.pixels}"
+        raise SettingError(f"--licence {order.licence!r:.60}: {card.name} has its own ({terms}); leave --licence out")
     if allowed == "owner":
         if not order.licence and not private:
             raise SettingError(

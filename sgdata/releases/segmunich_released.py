@@ -79,11 +79,11 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
             )
             for ref in build_patches.list_patches(build / output_names.PATCHES, (), 0):
                 mask = np.asarray(build_patches.read_window(labels, ref.meta["window"])[0].data)
-                missing = int((codes[mask] < 0).sum())
-                if missing and unmapped == "leave-out":
+                unlabelled = int((codes[mask] < 0).sum())
+                if unlabelled and unmapped == "leave-out":
                     counts["left out"] += 1
                     continue
-                counts["zeroed"] += missing
+                counts["zeroed"] += unlabelled
                 name = file_name(ref.key)
                 split = ref.split if own_splits or ref.split == "train" else "val"
                 pixels = np.ma.filled(build_patches.read_window(image, ref.meta["window"]), contract.nodata or 0)
@@ -108,16 +108,16 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
 
 def _band_order(contract: Contract, build: Path) -> list[int]:
     """Return the positions of the released bands in the image. Raises SettingError if the build does not fit."""
-    wanted = cards.edition("segmunich", "released").bands
+    released = cards.edition("segmunich", "released").bands
     names = [band.name for band in contract.bands]
-    if missing := [name for name in wanted if name not in names]:
-        raise SettingError(f"{build}: has no {', '.join(missing)}; build it with the bands {', '.join(wanted)}")
+    if missing := [name for name in released if name not in names]:
+        raise SettingError(f"{build}: has no {', '.join(missing)}; build it with the bands {', '.join(released)}")
     if contract.shape is None or contract.shape[1:] != (SIDE, SIDE):
         raise SettingError(f"{build}: patches are {contract.shape}; build it with patches.size={SIDE}")
     if contract.label_space.name != SPACE:
         space_name = contract.label_space.name
         raise SettingError(f"{build}: labels are '{space_name}'; build it with labels.classes={SPACE} and --osm")
-    return [names.index(name) for name in wanted]
+    return [names.index(name) for name in released]
 
 
 def _codes() -> Array:

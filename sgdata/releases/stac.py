@@ -35,7 +35,7 @@ def documents(content: ReleaseContent, software: str) -> dict[str, dict[str, Any
     # After the items, whose paths it would replace by its own layout.
     collection.set_self_href(f"{_HOME}/collection.json")
     objects = {"collection.json": collection, **items}
-    return {name: each.to_dict(include_self_link=False) for name, each in objects.items()}
+    return {name: stac_object.to_dict(include_self_link=False) for name, stac_object in objects.items()}
 
 
 def _collection(content: ReleaseContent, software: str) -> pystac.Collection:

@@ -20,7 +20,7 @@ import numpy as np
 from sgdata.errors import SourceError
 from sgdata.types import Array, Codec, Effort
 
-STORED = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
+STORED_DTYPES = {"uint8": "|u1", "uint16": "<u2", "float32": "<f4", "int32": "<i4"}
 LARGEST_RATIO = 1024
 """Bytes of an array per byte of its member: lz4 reaches 255, and bitshuffle adds nothing to that."""
 
@@ -40,9 +40,9 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
     Raises:
         SourceError: The format does not store the dtype.
     """
-    if name_of(array.dtype) not in STORED:
-        raise SourceError(f"array of dtype {array.dtype}, expected one of {', '.join(STORED)}")
-    stored = np.ascontiguousarray(array, dtype=STORED[name_of(array.dtype)])
+    if dtype_name(array.dtype) not in STORED_DTYPES:
+        raise SourceError(f"array of dtype {array.dtype}, expected one of {', '.join(STORED_DTYPES)}")
+    stored = np.ascontiguousarray(array, dtype=STORED_DTYPES[dtype_name(array.dtype)])
     if codec == "npy":
         # Version 1.0 explicitly: the default depends on the installed NumPy.
         buffer = io.BytesIO()
@@ -65,7 +65,7 @@ def encode(array: Array, codec: Codec, effort: Effort = "quick") -> bytes:
 
 
 @cache
-def name_of(dtype: np.dtype[Any]) -> str:
+def dtype_name(dtype: np.dtype[Any]) -> str:
     """Return the name of a type, which NumPy puts together anew each time."""
     return dtype.name
 
@@ -86,7 +86,7 @@ def decode(
         SourceError: The bytes are damaged or do not hold exactly `shape` x `dtype`.
     """
     try:
-        target: Array = np.empty(tuple(shape), STORED[dtype]) if out is None else out
+        target: Array = np.empty(tuple(shape), STORED_DTYPES[dtype]) if out is None else out
         if codec == "npy":
             target[...] = _from_npy(buffer, target)
             return target
@@ -131,7 +131,7 @@ def _from_npy(buffer: bytes | memoryview, expected: Array) -> Array:
 
 def trailer(array: Array) -> bytes:
     """Return shape and dtype, which follow the chunk: sizes as uint32, three letters of dtype, number of sizes."""
-    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED[name_of(array.dtype)].encode(), array.ndim)
+    return struct.pack(f"<{array.ndim}I3sB", *array.shape, STORED_DTYPES[dtype_name(array.dtype)].encode(), array.ndim)
 
 
 def trailer_bytes(codec: Codec, axes: int) -> int:
@@ -161,8 +161,8 @@ def check_size(shape: Sequence[int], dtype: str, size: int) -> None:
     Raises:
         SourceError: Unsupported dtype, or an array with more bytes than compression could explain.
     """
-    if dtype not in STORED:
-        raise SourceError(f"dtype {dtype!r:.40}, expected one of {', '.join(STORED)}")
+    if dtype not in STORED_DTYPES:
+        raise SourceError(f"dtype {dtype!r:.40}, expected one of {', '.join(STORED_DTYPES)}")
     stored = math.prod(shape) * np.dtype(dtype).itemsize
     if min(shape, default=0) < 1 or stored > LARGEST_RATIO * size:
         raise SourceError(f"shape {tuple(shape)} of {dtype} cannot be in {size} bytes; pack again")

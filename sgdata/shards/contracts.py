@@ -94,13 +94,13 @@ def require(ours: Contract, theirs: Contract, purpose: Purpose, accept: Iterable
             f"cannot {purpose} on '{ours.dataset}': level is {ours.level}, expected {theirs.level}; 8-bit images for "
             "display are no reflectance at any scale, so no setting waives this; use data of the level of the model"
         )
-    left = [name for name in find_differences(ours, theirs, purpose) if name not in accepted]
-    if left:
+    differing = [name for name in find_differences(ours, theirs, purpose) if name not in accepted]
+    if differing:
         different = "; ".join(
-            f"{name} is {describe_field(ours, name)}, expected {describe_field(theirs, name)}" for name in left
+            f"{name} is {describe_field(ours, name)}, expected {describe_field(theirs, name)}" for name in differing
         )
         raise SettingError(
-            f"cannot {purpose} on '{ours.dataset}': {different}; accept = {left} in the recipe waives this"
+            f"cannot {purpose} on '{ours.dataset}': {different}; accept = {differing} in the recipe waives this"
         )
 
 

@@ -28,7 +28,7 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
         folders: Finished folders of shards, local.
         out: Output folder, empty or new.
         copy: Whether to copy the tars, to count the pixels of the training samples again, and to compute the sample
-            hashes that a folder lacks. Otherwise tars are linked, percentiles are means of those of the parts, weighted
+            hashes that a folder lacks. Otherwise tars are linked, percentiles are means over the folders, weighted
             by their pixels (mean and deviation are exact), and samples have hashes if those of all folders have.
 
     Returns:
@@ -38,19 +38,21 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
         SettingError: Pixels, labels or members of the folders differ, or a key is in two of them.
         SourceError: A folder is damaged.
     """
-    parts = [contracts.read(folder) for folder in folders]
+    input_contracts = [contracts.read(folder) for folder in folders]
     tables = [shard_index.read_index(folder) for folder in folders]
     if copy:
-        complete = [sample_hashes.complete(*part) for part in zip(folders, parts, tables, strict=True)]
-        parts, tables = [contract for contract, _ in complete], [table for _, table in complete]
-    for folder, part, table in zip(folders[1:], parts[1:], tables[1:], strict=True):
-        _require_alike((folders[0], parts[0], tables[0]), (folder, part, table))
+        complete = [
+            sample_hashes.complete(*shard_folder) for shard_folder in zip(folders, input_contracts, tables, strict=True)
+        ]
+        input_contracts, tables = [contract for contract, _ in complete], [table for _, table in complete]
+    for folder, input_contract, table in zip(folders[1:], input_contracts[1:], tables[1:], strict=True):
+        _require_same_format((folders[0], input_contracts[0], tables[0]), (folder, input_contract, table))
     _require_different_keys(folders, tables)
     digests: dict[str, str] = {}
     for number, folder in enumerate(folders):
         sums = files.read_sums(folder)
         for name in sorted(set(tables[number]["shard"].to_pylist())):
-            source, target = safe_names.member(folder, name).resolve(), out / _named(number, name)
+            source, target = safe_names.member(folder, name).resolve(), out / _joined_name(number, name)
             out.mkdir(parents=True, exist_ok=True)
             target.unlink(missing_ok=True)
             if copy:
@@ -60,15 +62,15 @@ def join(folders: Sequence[Path], out: Path, *, copy: bool = False) -> Contract:
                 target.symlink_to(source)
             digests[target.name] = sums.get(name) or files.sha256_file(source)
     _write_index(out / output_names.INDEX, tables)
-    held = [(folder / output_names.QUARANTINE).read_bytes() for folder in folders if _has_quarantine(folder)]
-    files.write(out / output_names.QUARANTINE, b"".join(held))
+    quarantines = [(folder / output_names.QUARANTINE).read_bytes() for folder in folders if _has_quarantine(folder)]
+    files.write(out / output_names.QUARANTINE, b"".join(quarantines))
     if (folders[0] / output_names.RECIPE).is_file():
         files.write(out / output_names.RECIPE, (folders[0] / output_names.RECIPE).read_bytes())
-    contract = _together(parts)
+    contract = _joined_contract(input_contracts)
     contracts.write(out, contract)
     files.write_sums(out, digests)
     if copy:
-        contract = replace(contract, statistics=_counted(out, contract))
+        contract = replace(contract, statistics=_count_statistics(out, contract))
         contracts.write(out, contract)
         files.write_sums(out, digests)
     return contract
@@ -78,13 +80,13 @@ def _has_quarantine(folder: Path) -> bool:
     return (folder / output_names.QUARANTINE).is_file()
 
 
-def _named(number: int, name: str) -> str:
+def _joined_name(number: int, name: str) -> str:
     return f"{number:03d}-{name}"
 
 
-def _require_alike(first: tuple[Path, Contract, Any], other: tuple[Path, Contract, Any]) -> None:
+def _require_same_format(first: tuple[Path, Contract, Any], other: tuple[Path, Contract, Any]) -> None:
     differences = contracts.find_differences(other[1], first[1], "predict")
-    if _members(first) != _members(other):
+    if _member_format(first) != _member_format(other):
         differences.append("members")
     if differences:
         raise SettingError(
@@ -92,9 +94,9 @@ def _require_alike(first: tuple[Path, Contract, Any], other: tuple[Path, Contrac
         )
 
 
-def _members(part: tuple[Path, Contract, Any]) -> tuple[list[str], str]:
+def _member_format(inputs: tuple[Path, Contract, Any]) -> tuple[list[str], str]:
     """Return the columns of positions of a folder, and the codec by the name of a member of its first tar."""
-    folder, _, table = part
+    folder, _, table = inputs
     codec = ""
     with tarfile.open(safe_names.member(folder, table["shard"][0].as_py()), "r:") as tar:
         for member in tar:
@@ -105,12 +107,12 @@ def _members(part: tuple[Path, Contract, Any]) -> tuple[list[str], str]:
 
 
 def _require_different_keys(folders: Sequence[Path], tables: Sequence[Any]) -> None:
-    first: dict[str, Path] = {}
+    folder_of: dict[str, Path] = {}
     for folder, table in zip(folders, tables, strict=True):
         for key in table["key"].to_pylist():
-            if first.setdefault(key, folder) is not folder:
+            if folder_of.setdefault(key, folder) is not folder:
                 raise SettingError(
-                    f"{folder}: sample '{key}' is also in {first[key]}; of builds without places {PACK_TOGETHER}"
+                    f"{folder}: sample '{key}' is also in {folder_of[key]}; of builds without places {PACK_TOGETHER}"
                 )
 
 
@@ -119,61 +121,70 @@ def _write_index(path: Path, tables: Sequence[Any]) -> None:
     import pyarrow.parquet as pq
 
     renamed = []
-    hashed = all(shard_index.HASH in table.column_names for table in tables)
-    for number, part in enumerate(tables):
-        table = part if hashed or shard_index.HASH not in part.column_names else part.drop_columns([shard_index.HASH])
-        names = pa.array([_named(number, name) for name in table["shard"].to_pylist()], pa.string())
+    all_hashed = all(shard_index.HASH in table.column_names for table in tables)
+    for number, original in enumerate(tables):
+        table = (
+            original
+            if all_hashed or shard_index.HASH not in original.column_names
+            else original.drop_columns([shard_index.HASH])
+        )
+        names = pa.array([_joined_name(number, name) for name in table["shard"].to_pylist()], pa.string())
         renamed.append(table.set_column(table.column_names.index("shard"), "shard", names))
     with files.replacing(path) as temporary:
         pq.write_table(pa.concat_tables(renamed, promote_options="default"), temporary, compression="zstd")
 
 
-def _together(parts: Sequence[Contract]) -> Contract:
-    """Return the contract of all parts, with pooled statistics."""
-    first = parts[0]
-    splits = sum((Counter(part.splits) for part in parts), Counter[str]())
-    named = {name: "+".join(dict.fromkeys(getattr(part, name) for part in parts)) for name in ("dataset", "version")}
-    # Statistics are those of training samples, and of parts without any of all their samples.
-    counted = [part for part in parts if "train" in part.splits] or list(parts)
+def _joined_contract(input_contracts: Sequence[Contract]) -> Contract:
+    """Return the contract of all folders, with pooled statistics."""
+    first = input_contracts[0]
+    splits = sum((Counter(contract.splits) for contract in input_contracts), Counter[str]())
+    names = {
+        name: "+".join(dict.fromkeys(getattr(contract, name) for contract in input_contracts))
+        for name in ("dataset", "version")
+    }
+    # Statistics are those of training samples, and of folders without any of all their samples.
+    with_training = [contract for contract in input_contracts if "train" in contract.splits] or list(input_contracts)
     return replace(
         first,
-        **named,  # type: ignore[arg-type]
-        shape=first.shape if len({part.shape for part in parts}) == 1 else None,
+        **names,  # type: ignore[arg-type]
+        shape=first.shape if len({contract.shape for contract in input_contracts}) == 1 else None,
         splits=dict(sorted(splits.items())),
         statistics={
-            band.name: _pooled([part.statistics[band.name] for part in counted])
+            band.name: _pool_statistics([contract.statistics[band.name] for contract in with_training])
             for band in first.bands
-            if all(band.name in part.statistics for part in counted)
+            if all(band.name in contract.statistics for contract in with_training)
         },
-        fingerprint=files.sha256(files.canonical_json([[part.dataset, part.fingerprint] for part in parts])),
-        hash="full" if all(part.hash == "full" for part in parts) else "fast",
+        fingerprint=files.sha256(
+            files.canonical_json([[contract.dataset, contract.fingerprint] for contract in input_contracts])
+        ),
+        hash="full" if all(contract.hash == "full" for contract in input_contracts) else "fast",
     )
 
 
-def _pooled(parts: Sequence[BandStatistics]) -> BandStatistics:
-    counts = np.array([part.count for part in parts], float)
+def _pool_statistics(band_statistics: Sequence[BandStatistics]) -> BandStatistics:
+    counts = np.array([band.count for band in band_statistics], float)
     weight = counts / max(counts.sum(), 1)
 
     def mean(name: str) -> float:
-        return float(sum(w * getattr(part, name) for w, part in zip(weight, parts, strict=True)))
+        return float(sum(w * getattr(band, name) for w, band in zip(weight, band_statistics, strict=True)))
 
-    square = sum(w * (part.std**2 + part.mean**2) for w, part in zip(weight, parts, strict=True))
+    square = sum(w * (band.std**2 + band.mean**2) for w, band in zip(weight, band_statistics, strict=True))
     return BandStatistics(
         count=int(counts.sum()),
         mean=mean("mean"),
         std=math.sqrt(max(float(square) - mean("mean") ** 2, 0.0)),
-        min=min(part.min for part in parts),
-        max=max(part.max for part in parts),
+        min=min(band.min for band in band_statistics),
+        max=max(band.max for band in band_statistics),
         **{name: mean(name) for name in ("p1", "p2", "p50", "p98", "p99")},
     )
 
 
-def _counted(folder: Path, contract: Contract) -> dict[str, BandStatistics]:
+def _count_statistics(folder: Path, contract: Contract) -> dict[str, BandStatistics]:
     """Return the statistics of the training samples (of all samples where there is none), from their pixels."""
     from sgdata.rasters import resample
 
     counts = statistics.empty(len(contract.bands))
     for sample in tar_format.samples(folder, "train" if "train" in contract.splits else None):
         for image in tar_format.whole_images(resample.join_groups(sample, contract)):
-            statistics.add_data(image, counts, contract.nodata)
+            statistics.add_valid(image, counts, contract.nodata)
     return statistics.summarise(counts, [band.name for band in contract.bands], contract.nodata)

@@ -26,7 +26,7 @@ def sample_hash(sample: Sample) -> str:
     """
     digest = hashlib.sha256()
     for name, array in sorted(sample.arrays.items()):
-        stored = np.ascontiguousarray(array, dtype=array_codec.STORED[array.dtype.name])
+        stored = np.ascontiguousarray(array, dtype=array_codec.STORED_DTYPES[array.dtype.name])
         digest.update(files.canonical_json([name, array.dtype.name, array.shape]))
         digest.update(stored.data)
     digest.update(files.canonical_json([sample.key, sample.split, sample.meta]))

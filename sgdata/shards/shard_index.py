@@ -11,7 +11,7 @@ import numpy as np
 
 from sgdata import files, output_names, parquet_tables, safe_names
 from sgdata.errors import SourceError
-from sgdata.shards.array_codec import LARGEST_RATIO, STORED
+from sgdata.shards.array_codec import LARGEST_RATIO, STORED_DTYPES
 
 Row = dict[str, Any]
 
@@ -51,16 +51,16 @@ def read_index(folder: Path) -> Any:
     # Of samples without a label budget, as of shards that were split by hand, and of a single place.
     extra: dict[str, parquet_tables.ColumnKind] = {"budgets": "texts", "place": "text"}
     extra = {name: kind for name, kind in extra.items() if name in table.column_names}
-    parts = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
-    parquet_tables.check(table, _OPTIONAL | extra | parts, str(path), complete=False)
+    member_columns = {name: kind for name in table.column_names for end, kind in _ENDINGS.items() if name.endswith(end)}
+    parquet_tables.check(table, _OPTIONAL | extra | member_columns, str(path), complete=False)
     if HASH in table.column_names or files.read_plain(folder / output_names.CONTRACT).get("hash") != "fast":
         parquet_tables.check(table, {HASH: "text"}, str(path))
     keys = table["key"].to_pylist()
-    if strange := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
-        raise SourceError(f"{path}: key {strange!r:.90} cannot be that of a sample; pack again")
+    if malformed := next((key for key in keys if not safe_names.KEY.fullmatch(key)), ""):
+        raise SourceError(f"{path}: key {malformed!r:.90} cannot be that of a sample; pack again")
     if len(set(keys)) < len(keys):
         raise SourceError(f"{path}: {len(keys) - len(set(keys))} keys occur twice, expected each once; pack again")
-    for name in sorted(part.removesuffix("_offset") for part in parts if part.endswith("_offset")):
+    for name in sorted(column.removesuffix("_offset") for column in member_columns if column.endswith("_offset")):
         _check_member(table, name, folder, str(path))
     return table
 
@@ -71,8 +71,8 @@ def _check_member(table: Any, name: str, folder: Path, origin: str) -> None:
 
     columns = [f"{name}{end}" for end in _ENDINGS if f"{name}{end}" in table.column_names]
     absent = [table[column].is_null() for column in columns]
-    described = {f"{name}_shape", f"{name}_dtype"} & set(columns)
-    if f"{name}_size" not in columns or len(described) == 1 or any(not mask.equals(absent[0]) for mask in absent):
+    array_columns = {f"{name}_shape", f"{name}_dtype"} & set(columns)
+    if f"{name}_size" not in columns or len(array_columns) == 1 or any(not mask.equals(absent[0]) for mask in absent):
         raise SourceError(f"{origin}: some samples have a part of {', '.join(columns)} only; pack again")
     rows = table.select(["shard", *columns]).drop_null()
     if not len(rows):
@@ -88,16 +88,16 @@ def _check_member(table: Any, name: str, folder: Path, origin: str) -> None:
         # A tar that is elsewhere or missing is reported where it is opened.
         if safe_names.is_safe(shard) and tar.is_file() and end > tar.stat().st_size:
             raise SourceError(f"{tar}: has {tar.stat().st_size} bytes, '{name}' ends at {end}; run sgdata verify")
-    if not described:
+    if not array_columns:
         return
     axes = pc.list_value_length(rows[f"{name}_shape"]).to_numpy()
     types = rows[f"{name}_dtype"].to_pylist()
-    unknown = set(types) - STORED.keys()
+    unknown = set(types) - STORED_DTYPES.keys()
     if unknown or axes.min() < 1:
         raise SourceError(f"{origin}: '{name}' has type {min(unknown, default='none')!r:.40} or no axis; pack again")
     sides = pc.list_flatten(rows[f"{name}_shape"]).to_numpy().astype(float)
-    bytes_ = np.multiply.reduceat(sides, np.cumsum(axes) - axes) * [np.dtype(of).itemsize for of in types]
-    if sides.min() < 1 or (bytes_ > LARGEST_RATIO * size.to_numpy()).any():
+    array_bytes = np.multiply.reduceat(sides, np.cumsum(axes) - axes) * [np.dtype(dtype).itemsize for dtype in types]
+    if sides.min() < 1 or (array_bytes > LARGEST_RATIO * size.to_numpy()).any():
         raise SourceError(f"{origin}: '{name}' has shapes that cannot be in its bytes; pack again")
 
 

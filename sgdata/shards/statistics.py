@@ -34,8 +34,8 @@ def counts(image: Array) -> Array:
 
 def valid_mask(image: Array, nodata: float | None) -> Array:
     """Return which values of an image hold data: those that are finite and not `nodata`."""
-    known: Array = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
-    return known if nodata is None else known & (image != nodata)
+    finite: Array = np.isfinite(image) if image.dtype.kind == "f" else np.ones(image.shape, bool)
+    return finite if nodata is None else finite & (image != nodata)
 
 
 def add(image: Array, total: Array, valid: Array | None = None) -> None:
@@ -52,7 +52,7 @@ def add(image: Array, total: Array, valid: Array | None = None) -> None:
         total[:, 0] -= np.count_nonzero(~valid, axis=(1, 2))
 
 
-def add_data(image: Array, total: Array, nodata: float | None) -> None:
+def add_valid(image: Array, total: Array, nodata: float | None) -> None:
     """Count the values of a (C, H, W) image that hold data, as `valid_mask` finds them, into a histogram."""
     plain = nodata is None and image.dtype.kind != "f"
     add(image, total, None if plain else valid_mask(image, nodata))
@@ -75,10 +75,10 @@ def summarise(histogram: Array, bands: Sequence[str], nodata: int | None) -> dic
         bands: Names of the bands.
         nodata: Value to leave out, or None.
     """
-    return {name: _band(row, nodata) for name, row in zip(bands, histogram, strict=True)}
+    return {name: _band_statistics(row, nodata) for name, row in zip(bands, histogram, strict=True)}
 
 
-def _band(row: Array, nodata: int | None) -> BandStatistics:
+def _band_statistics(row: Array, nodata: int | None) -> BandStatistics:
     values = np.flatnonzero(row)
     values = values[values != (-1 if nodata is None else nodata)]
     weights = row[values]
@@ -89,11 +89,11 @@ def _band(row: Array, nodata: int | None) -> BandStatistics:
     # Sums of squares of 10^12 pixels exceed 64 bits; as (256 high + low)^2 each term stays below 2^57.
     high, low = values >> 8, values & 255
     squares = sum(int((term * weights).sum()) << bits for term, bits in ((high**2, 16), (high * low, 9), (low**2, 0)))
-    reached = np.cumsum(weights)
+    cumulative = np.cumsum(weights)
 
     def percentile(percent: int) -> float:
         # The smallest value with at least `percent` of the pixels at or under it (numpy's 'inverted_cdf').
-        return float(values[np.searchsorted(reached, -(-count * percent // 100))])
+        return float(values[np.searchsorted(cumulative, -(-count * percent // 100))])
 
     return BandStatistics(
         count=count,

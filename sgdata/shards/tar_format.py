@@ -52,7 +52,7 @@ def decode_member(key: str, data: bytes) -> Array | None:
         axes = data[-1]
         shape = struct.unpack_from(f"<{axes}I", data, size)
         dtype = data[size + 4 * axes : -1].decode("ascii")
-        name = {stored: name for name, stored in array_codec.STORED.items()}[dtype]
+        name = {stored: name for name, stored in array_codec.STORED_DTYPES.items()}[dtype]
     except (struct.error, IndexError, KeyError, UnicodeDecodeError) as error:
         raise SourceError(
             f"member {key}: no shape after the chunk in its {len(data)} bytes: {error!r}; run sgdata verify"
@@ -93,14 +93,14 @@ def write_tar(
             rows.append({**row, "shard": path.name} | ({shard_index.HASH: digest} if digest else {}))
 
         # One thread, in order: it compresses, hashes and writes, mostly without the GIL, while the next sample is read.
-        with ThreadPoolExecutor(1) as behind:
+        with ThreadPoolExecutor(1) as executor:
             pending: deque[Future[None]] = deque()
             for sample, digest in samples:
-                pending.append(behind.submit(append, sample, digest))
+                pending.append(executor.submit(append, sample, digest))
                 if len(pending) > _SAMPLES_BEHIND:
                     pending.popleft().result()
-            for waiting in pending:
-                waiting.result()
+            for unfinished in pending:
+                unfinished.result()
         tar.close()
     return Shard(name=path.name, sha256=tar.sha256, samples=len(rows), bytes=tar.size), rows
 
@@ -126,7 +126,7 @@ def encode_sample(
     if not safe_names.KEY.fullmatch(sample.key):
         raise SourceError(f"sample key {sample.key!r}: expected 1 to 80 of the characters A-Z a-z 0-9 _ -")
     shapes = {
-        name: {"dtype": array_codec.name_of(a.dtype), "shape": list(a.shape)} for name, a in sample.arrays.items()
+        name: {"dtype": array_codec.dtype_name(a.dtype), "shape": list(a.shape)} for name, a in sample.arrays.items()
     }
     meta = {**sample.meta, "key": sample.key, "split": sample.split, "codec": codec, "arrays": shapes}
     contents = {f"{name}.{codec}": array_codec.encode(array, codec, effort) for name, array in sample.arrays.items()}
@@ -217,5 +217,5 @@ def read_sample(folder: Path, row: shard_index.Row) -> Sample:
                 arrays[name] = array_codec.decode(stored, array["shape"], array["dtype"], meta["codec"])
         except (ValueError, KeyError, TypeError, AttributeError, OSError, SourceError) as error:
             raise SourceError(f"{path}: sample '{row['key']}' is damaged: {error}; run sgdata verify") from None
-    own = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
-    return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=own)
+    extra_meta = {key: value for key, value in meta.items() if key not in ("key", "split", "codec", "arrays")}
+    return Sample(key=row["key"], split=row["split"], arrays=arrays, meta=extra_meta)

@@ -54,8 +54,8 @@ class ShardTotals:
         if packed.rows:
             self.shards.append(packed.shard)
             self.rows += packed.rows
-            known = self.counts.get(packed.split)
-            self.counts[packed.split] = packed.counts if known is None else known + packed.counts
+            previous = self.counts.get(packed.split)
+            self.counts[packed.split] = packed.counts if previous is None else previous + packed.counts
 
     def statistics(self, splits: Iterable[str]) -> dict[str, BandStatistics]:
         """Return the statistics of each band over the samples of `splits`."""
@@ -84,13 +84,13 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
         )
     contract, splits = totals.contract, Counter(row["split"] for row in rows)
     # Statistics of other splits would leak into the normalisation of what they evaluate.
-    of_statistics = ["train"] if "train" in splits else sorted(splits)
-    shapes = {_grid(row) for row in rows}
+    statistics_splits = ["train"] if "train" in splits else sorted(splits)
+    shapes = {_finest_shape(row) for row in rows}
     hashes = [row[shard_index.HASH] for row in rows] if contract.hash == "full" else [t.sha256 for t in totals.shards]
     complete = replace(
         contract,
         shape=(len(contract.bands), *shapes.pop()) if len(shapes) == 1 else None,
-        statistics=totals.statistics(of_statistics),
+        statistics=totals.statistics(statistics_splits),
         splits=dict(sorted(splits.items())),
         fingerprint=sample_hashes.fingerprint(hashes),
     )
@@ -101,7 +101,7 @@ def finish(out: Path, totals: ShardTotals) -> Contract:
     return complete
 
 
-def _grid(row: shard_index.Row) -> tuple[int, int]:
+def _finest_shape(row: shard_index.Row) -> tuple[int, int]:
     """Return height and width of the finest image member."""
     height, width = max(shape[1:] for name in _SHAPES if (shape := row.get(name)))
     return height, width
@@ -111,16 +111,16 @@ _SHAPES = tuple(f"{name}_shape" for name in tar_format.IMAGES)
 _TEXTS = ("crs", "date", "place")
 
 
-def _unstorable(meta: Mapping[str, Any]) -> str:
+def _unstorable_metadata(meta: Mapping[str, Any]) -> str:
     """Return which value of the metadata of a sample the index cannot hold; "" if it can hold all of them."""
     bounds, labels = meta.get("bounds"), meta.get("labels", ())
-    texts = all(isinstance(meta.get(name), str | None) for name in _TEXTS)
-    box = bounds is None or (len(bounds) == 4 and all(isinstance(x, Real) and math.isfinite(x) for x in bounds))
-    whole = all(isinstance(label, Integral) and abs(int(label)) < 2**31 for label in labels)
-    if not (texts and box and whole):
-        held = {name: meta[name] for name in (*_TEXTS, "bounds", "labels") if name in meta}
+    texts_fit = all(isinstance(meta.get(name), str | None) for name in _TEXTS)
+    bounds_fit = bounds is None or (len(bounds) == 4 and all(isinstance(x, Real) and math.isfinite(x) for x in bounds))
+    labels_fit = all(isinstance(label, Integral) and abs(int(label)) < 2**31 for label in labels)
+    if not (texts_fit and bounds_fit and labels_fit):
+        values = {name: meta[name] for name in (*_TEXTS, "bounds", "labels") if name in meta}
         return (
-            f"metadata {held!s:.200}: expected {', '.join(_TEXTS)} as text, four finite bounds, and labels as numbers"
+            f"metadata {values!s:.200}: expected {', '.join(_TEXTS)} as text, four finite bounds, and labels as numbers"
         )
     try:
         "".join(meta.get(name) or "" for name in _TEXTS).encode()
@@ -140,36 +140,36 @@ def storable(sample: Sample, contract: Contract) -> Sample:
         SourceError: An array has values that none of these types represents, or masked pixels without a `nodata`; or
             the index cannot hold a value of the metadata.
     """
-    if wrong := _unstorable(sample.meta):
-        raise SourceError(f"sample '{sample.key}': {wrong}")
+    if problem := _unstorable_metadata(sample.meta):
+        raise SourceError(f"sample '{sample.key}': {problem}")
     arrays = {}
     for name, array in sample.arrays.items():
         nodata = contract.label_space.ignore_index if name == "mask" else contract.nodata
         try:
-            arrays[name] = _narrowed(name, _marked(array, nodata, labels=name == "mask"))
+            arrays[name] = _narrow(name, _fill_masked(array, nodata, labels=name == "mask"))
         except SourceError as error:
             raise SourceError(f"sample '{sample.key}': {name} {error}") from None
     return replace(sample, arrays=arrays)
 
 
-def _marked(array: Array, nodata: int | None, *, labels: bool) -> Array:
+def _fill_masked(array: Array, nodata: int | None, *, labels: bool) -> Array:
     """Return a plain array with `nodata` in place of masked values, and of NaN in labels."""
-    values, holes = np.ma.getdata(array), np.ma.getmask(array)
+    values, masked = np.ma.getdata(array), np.ma.getmask(array)
     if labels and values.dtype.kind == "f":
-        holes = holes | ~np.isfinite(values)
-    if not holes.any():
+        masked = masked | ~np.isfinite(values)
+    if not masked.any():
         return values
     if nodata is None and values.dtype.kind == "f":
-        return np.where(holes, np.nan, values)
+        return np.where(masked, np.nan, values)
     if nodata is None:
         raise SourceError("has masked pixels, the contract no number for them; set nodata in the contract")
-    return np.where(holes, np.array(nodata, np.result_type(np.min_scalar_type(nodata), values.dtype)), values)
+    return np.where(masked, np.array(nodata, np.result_type(np.min_scalar_type(nodata), values.dtype)), values)
 
 
-def _narrowed(name: str, array: Array) -> Array:
+def _narrow(name: str, array: Array) -> Array:
     labels = name == "mask"
     array = array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
-    if array_codec.name_of(array.dtype) in array_codec.STORED and not (labels and array.dtype.kind == "f"):
+    if array_codec.dtype_name(array.dtype) in array_codec.STORED_DTYPES and not (labels and array.dtype.kind == "f"):
         return array
     # An image keeps at least 16 bits, so that the samples of a dataset do not differ in type by chance.
     integers = ("uint16", "int32") if name in tar_format.IMAGES else ("uint8", "uint16", "int32")
@@ -180,7 +180,8 @@ def _narrowed(name: str, array: Array) -> Array:
         if np.array_equal(stored, array, equal_nan=array.dtype.kind == "f"):
             return stored
     raise SourceError(
-        f"is {array.dtype} with values that no type of shards ({', '.join(array_codec.STORED)}) represents; convert it"
+        f"is {array.dtype} with values that no type of shards ({', '.join(array_codec.STORED_DTYPES)}) represents; "
+        "convert it"
     )
 
 
@@ -216,7 +217,7 @@ def write(
             counts = statistics.empty(len(contract.bands))
             for sample in members:
                 for image in tar_format.whole_images(sample):
-                    statistics.add_data(image, counts, contract.nodata)
+                    statistics.add_valid(image, counts, contract.nodata)
             path = out / tar_format.shard_name(contract.dataset, split, 0)
             shard, rows = tar_format.write_tar(
                 path,
