@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import scene_files, window_staging
+from sgdata.composite import offset_pixels, scene_files, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.remote.access import Access
@@ -202,7 +202,7 @@ def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
     for strip in grids.cut_strips(grid.shape, STRIP_PIXELS, multiple=step):
         target = grids.crop(grid, strip)
         classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
-        totals += offsets.count_test_pixels(classes, np.stack(bands))
+        totals += offset_pixels.count_test_pixels(classes, np.stack(bands))
     eligible, ground, valid, *counts = totals.tolist()
     dark, near = (round(number / max(eligible * len(MSI.offset.test_bands), 1), 6) for number in counts)
     return offsets.OffsetEvidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)

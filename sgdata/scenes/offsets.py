@@ -174,28 +174,6 @@ def _number(baseline: str) -> tuple[int, int]:
         ) from None
 
 
-def count_test_pixels(scene_classes: Array, bands: Array) -> tuple[int, int, int, int, int]:
-    """Count eligible pixels, clear ground, pixels with data, and the eligible values that are dark and near dark.
-
-    Args:
-        scene_classes: (H, W) scene classification.
-        bands: (C, H, W) DN of the test bands.
-    """
-    clear = _is_one_of(scene_classes, MSI.classes.offset_test) & (bands.min(axis=0) > 0)
-    ground = int(np.count_nonzero(_is_one_of(scene_classes, GROUND)))
-    valid = int(np.count_nonzero(scene_classes != MSI.classes.no_data))
-    dark, near = (int(np.count_nonzero((bands < limit) & clear)) for limit in (MSI.offset.dark_dn, NEAR_DN))
-    return int(np.count_nonzero(clear)), ground, valid, dark, near
-
-
-def _is_one_of(scene_classes: Array, kinds: tuple[int, ...]) -> Array:
-    # Several times as fast as `np.isin` or a table, for a few classes.
-    found = np.zeros(scene_classes.shape, np.bool_)
-    for kind in kinds:
-        found |= scene_classes == kind
-    return found
-
-
 def decide(
     scene: Scene, expected: int | None, evidence: OffsetEvidence, *, source: OffsetSource = "neither"
 ) -> Decision:
