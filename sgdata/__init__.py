@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sgdata.commands.publish import show as show
     from sgdata.commands.simulation import demo as run_demo
     from sgdata.commands.simulation import simulate as simulate
-    from sgdata.pages.open_shards import open_shards as open_shards
+    from sgdata.shards.open_shards import open_shards as open_shards
 
 __version__ = "0.1.0"
 

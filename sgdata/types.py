@@ -262,7 +262,7 @@ class LabelSpace:
     @property
     def palette(self) -> dict[int, str]:
         """Colour (#rrggbb) of each id: `colours` if set, else default colours by the position of the class."""
-        from sgdata import class_colours  # here, so that this module, which nearly all import, imports no other
+        from sgdata import class_colours
 
         colours = self.colours or class_colours.default_colours(len(self.ids), change=self.task == "change")
         return dict(zip(self.ids, colours, strict=True))

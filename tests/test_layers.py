@@ -22,9 +22,10 @@ MODULES = {
 LAYERS = {
     "sgdata": (
         ("",),
+        ("display",),
         ("remote",),
         ("rasters",),
-        ("scenes", "shards"),
+        ("scenes", "shards", "results"),
         ("splits", "composite", "labels"),
         ("builds", "simulation"),
         ("datasets",),
@@ -72,7 +73,7 @@ EDGE_LIBRARIES = {
     *("rasterio", "requests", "pystac", "pystac_client", "osmnx", "osmium", "shutil", "subprocess", "socket"),
 }
 # What training may import of sgdata: nothing that needs GDAL. Prediction alone reads and writes rasters.
-WITHOUT_GDAL = {"", "remote", "shards", "splits", "pages", "audits"}
+WITHOUT_GDAL = {"", "display", "remote", "shards", "results", "splits", "pages", "audits"}
 
 
 def is_type_checking(node: ast.AST) -> bool:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sgdata import output_names
+from sgdata.display import markdown
 from sgdata.errors import SettingError
-from sgdata.pages import html, markdown
+from sgdata.pages import html
 from sgdata.shards import contracts
 from sgdata.types import LabelSpace
 

@@ -19,7 +19,8 @@ from test_segment import recipe as segmentation
 
 from sgdata import files, output_names
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import other_split, run, scores_by_distance
+from sgdata.pages import run
+from sgdata.results import other_split, scores_by_distance
 from sgdata.shards import write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader

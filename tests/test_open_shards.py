@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 import sgdata
 from sgdata import files
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages.open_shards import decode_webdataset
 from sgdata.rasters import cog
 from sgdata.shards import contracts, tar_format, write_shards
+from sgdata.shards.open_shards import decode_webdataset
 from sgdata.types import Grid, Window
 from sgmodel.data.loader import Samples
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from synthetic_shards import write, write_scenes
 
-from sgdata import files, package_data, training_log
+from sgdata import files, package_data
 from sgdata.pages import run
+from sgdata.results import training_log
 from sgmodel import devices
 from sgmodel.data import augment
 from sgmodel.recipes import classify, programs

@@ -13,8 +13,9 @@ from sgdata import files, output_names, sentinel2
 from sgdata.builds import usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR, PERHAPS_BRIGHT
 from sgdata.composite.kernels import NO_VALUE
+from sgdata.display import true_colour
 from sgdata.errors import SourceError
-from sgdata.pages import charts, html, raster_tiles, tables, true_colour
+from sgdata.pages import charts, html, raster_tiles, tables
 from sgdata.rasters import geotiff
 from sgdata.safe_names import file_name
 from sgdata.scenes import lock

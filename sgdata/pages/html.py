@@ -7,7 +7,7 @@ next to the page.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,13 +214,3 @@ def write_png(path: Path, rgb: Array) -> None:
     with files.replacing(path, durable=False) as temporary:
         # Fixed level and no metadata, so that equal pixels give equal bytes.
         Image.fromarray(np.ascontiguousarray(pixels, dtype=np.uint8)).save(temporary, format="PNG", compress_level=9)
-
-
-def paint(classes: Array, colours: Mapping[int, str]) -> Array:
-    """Return (H, W) class ids as (H, W, 3) uint8 colours; ids without a colour are mid-grey."""
-    values = np.array(sorted(colours))
-    table = np.array([[int(colours[value][i : i + 2], 16) for i in (1, 3, 5)] for value in values.tolist()], np.uint8)
-    at = np.searchsorted(values, classes).clip(max=len(values) - 1)
-    painted: Array = table[at]
-    painted[values[at] != classes] = 128  # as unmapped pixels are drawn elsewhere
-    return painted

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files
+from sgdata.display.markdown import escape
+from sgdata.display.markdown import table as markdown_table
 from sgdata.errors import SourceError
 from sgdata.pages import charts, html
-from sgdata.pages.markdown import escape
-from sgdata.pages.markdown import table as markdown_table
 
 ABSENT = "Weights that are not here"
 INTERVAL = (

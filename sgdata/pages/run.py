@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sgdata import files, output_names, training_log
+from sgdata import files, output_names
 from sgdata.errors import SourceError
-from sgdata.pages import charts, html, other_split, scores_by_distance
+from sgdata.pages import charts, html
+from sgdata.results import other_split, scores_by_distance, training_log
+from sgdata.results.training_log import is_number
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
-from sgdata.training_log import is_number
 
 log = logging.getLogger("sgdata")
 METRICS, RESULTS, LEDGER = output_names.METRICS, output_names.RESULTS, output_names.LEDGER

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from sgdata.pages import charts, html, tables, true_colour
+from sgdata.pages import charts, html, tables
 from sgdata.safe_names import file_name
-from sgdata.shards import contracts, shard_index, tar_format
-from sgdata.types import Array, Bounds, Contract, Sample
+from sgdata.shards import contracts, sample_pictures, shard_index, tar_format
+from sgdata.types import Bounds, Contract, Sample
 
 # Number of samples to show: enough for an impression, few enough for a browser.
 CARDS = 240
@@ -59,33 +59,13 @@ def _card(sample: Sample, row: shard_index.Row, contract: Contract, folder: Path
     present = row["labels"] if mask is None else np.unique(mask).tolist()
     classes = tuple(names[value] for value in present if value in names)
     paths = []
-    for name, rgb in pictures(sample, mask, contract):
+    for name, rgb in sample_pictures.pictures(sample, mask, contract):
         file = f"samples/{file_name(sample.key)}-{name}.png"
         html.write_png(folder / file, rgb)
         paths.append((file, f"{name} of {sample.key}: {', '.join(classes) or 'no class'}"))
     # The classes of a mask are visible in its picture.
     title = f"{sample.key}, {sample.split}" + (f": {', '.join(classes)}" if mask is None and classes else "")
     return html.SampleEntry(title=title, pictures=tuple(paths), values={"split": (sample.split,), "class": classes})
-
-
-def pictures(sample: Sample, mask: Array | None, contract: Contract) -> Iterator[tuple[str, Array]]:
-    """Yield name and pixels of each picture of a sample: images (3, H, W), classes of the mask (H, W, 3), uint8."""
-    # In the order of IMAGES, `before` first.
-    for name in (name for name in tar_format.IMAGES if name in sample.arrays):
-        # Of a sample stored at native resolutions show the 10 m group, which has the bands for true colour.
-        bands = [band.name for band in contract.bands if name != "image_10m" or band.gsd_m == 10]
-        yield name.replace("_", "-"), _stretched(sample.arrays[name], bands, contract)
-    if mask is not None:
-        yield "mask", html.paint(mask, contract.label_space.palette)
-
-
-def _stretched(array: Array, bands: Sequence[str], contract: Contract) -> Array:
-    """Render (C, H, W) in stored units as uint8 (3, H, W), with the limits of the train split for every sample."""
-    # The same limits for all samples: stretched one by one, a dark sample and a cloud would look the same.
-    chosen = true_colour.band_indices(bands)
-    statistics = [contract.statistics[bands[index]] for index in chosen]
-    pixels = np.nan_to_num(array[chosen].astype(np.float32))
-    return true_colour.stretch(pixels, [(band.p1, band.p99) for band in statistics])
 
 
 def _shares(source: Path, rows: Sequence[shard_index.Row], contract: Contract) -> list[html.Block]:

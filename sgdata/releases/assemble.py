@@ -19,8 +19,9 @@ from sgdata import files, output_lock, output_names, package_data, urls, verific
 from sgdata.audits import findings
 from sgdata.builds import patch_table
 from sgdata.datasets import cards
+from sgdata.display import true_colour
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.pages import html, true_colour
+from sgdata.pages import html
 from sgdata.rasters import resample
 from sgdata.releases import card, croissant, place_builds, release_content, stac, versions
 from sgdata.releases.release_content import ReleaseContent, ReleaseOrder

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgdata.pages import markdown
+from sgdata.display import markdown
 from sgdata.types import Task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import numpy as np
 from sgdata import files
 from sgdata.audits import findings
 from sgdata.errors import SettingError
-from sgdata.pages import scores_by_distance
+from sgdata.results import scores_by_distance
 from sgdata.shards import contracts, shard_index
 from sgdata.splits import ground_distance, ground_splits
 from sgmodel.ledger import costs, experiments, paired, published

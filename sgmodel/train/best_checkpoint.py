@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sgdata import files, training_log
+from sgdata import files
+from sgdata.results import training_log
 from sgmodel import distributed
 from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import run_folder

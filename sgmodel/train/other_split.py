@@ -11,7 +11,7 @@ from typing import Any
 
 from sgdata import files, output_names
 from sgdata.errors import SettingError
-from sgdata.pages import other_split
+from sgdata.results import other_split
 
 
 def require(run: Path) -> Path:

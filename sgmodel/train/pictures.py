@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sgdata import files
-from sgdata.pages import true_colour
+from sgdata.display import true_colour
 from sgdata.types import Array, Contract
 
 GREY = 96

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgdata import files, output_names, training_log
+from sgdata import files, output_names
 from sgdata.errors import OutputError, SettingError, SourceError
+from sgdata.results import training_log
 from sgdata.shards import contracts
 from sgdata.types import Contract
 from sgmodel import distributed

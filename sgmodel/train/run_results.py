@@ -6,9 +6,10 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgdata import files, output_names, training_log
-from sgdata.pages import markdown, other_split, scores_by_distance
-from sgdata.pages.markdown import escape
+from sgdata import files, output_names
+from sgdata.display import markdown
+from sgdata.display.markdown import escape
+from sgdata.results import other_split, scores_by_distance, training_log
 from sgmodel import devices, distributed
 from sgmodel.checkpoints import checkpoint_folder
 from sgmodel.train import run_folder

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgdata import files, output_names
-from sgdata.pages import scores_by_distance
+from sgdata.results import scores_by_distance
 from sgdata.shards import shard_index
 from sgdata.splits import ground_distance
 from sgdata.types import Array, Contract

@@ -31,7 +31,7 @@ from fuzz_corpus import BANDS, GRID
 from fuzz_mutators import Mutator
 from PIL import Image
 
-from sgdata import files, package_data, training_log, verification
+from sgdata import files, package_data, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.composite import scene_files, window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
@@ -41,6 +41,7 @@ from sgdata.packing import pack, select, split_lists
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
 from sgdata.rasters import block_tables, blocks, geotiff, small_jpeg, small_tiff
+from sgdata.results import training_log
 from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, sample_hashes, tar_format, write_shards

@@ -15,8 +15,7 @@ import numpy as np
 
 from sgdata import files, safe_names
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import samples
-from sgdata.shards import contracts, shard_index, tar_format
+from sgdata.shards import contracts, sample_pictures, shard_index, tar_format
 from sgdata.types import Array, BandStatistics, Contract, Sample
 
 if TYPE_CHECKING:
@@ -112,7 +111,7 @@ class ShardSet:
         sample = self[which]
         panels = [
             picture.transpose(1, 2, 0) if picture.shape[0] == 3 and picture.shape[-1] != 3 else picture
-            for _, picture in samples.pictures(sample, sample.arrays.get("mask"), self.contract)
+            for _, picture in sample_pictures.pictures(sample, sample.arrays.get("mask"), self.contract)
         ]
         height = max(panel.shape[0] for panel in panels)
         factor = max(-(-PICTURE_PX // height), 1)

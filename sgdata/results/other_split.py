@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sgdata.errors import SourceError
-from sgdata.pages import scores_by_distance
+from sgdata.results import scores_by_distance
 
 KEY = "beside"
 """Key of the other run's score in `results.json`."""

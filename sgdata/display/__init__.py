@@ -1,0 +1,1 @@
+"""Show data to people: true colour of bands, tables of Markdown."""

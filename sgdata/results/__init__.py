@@ -1,0 +1,1 @@
+"""Read the results of training runs and tabulate them."""
