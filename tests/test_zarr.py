@@ -6,7 +6,10 @@ import json
 import os
 import shutil
 import struct
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -579,17 +582,85 @@ def test_a_changed_chunk_on_a_server_is_read_again(scene: Path, bounds: Bounds, 
         assert window_staging.stage(asked).sha256 != first.sha256
 
 
+@pytest.mark.parametrize("kind", zarr_stores.KINDS)
+def test_what_is_kept_of_a_store_is_not_asked_for_again(kind: str, scene: Path, bounds: Bounds, tmp_path: Path) -> None:
+    store = zarr_stores.rewrite(zarr_stores.product(scene, tmp_path / "a"), kind)
+    path = store / array_paths()["B04"]
+
+    def dated(handler: served.Files, content: bytes) -> bool:
+        file = tmp_path / handler.path.lstrip("/")
+        total, (first, last) = file.stat().st_size, handler.headers["Range"].removeprefix("bytes=").split("-")
+        tag = f'"{file.stat().st_mtime_ns}"'
+        if handler.headers.get("If-Match", tag) != tag:
+            handler.give(412, b"")
+        else:
+            span = f"bytes {first}-{min(int(last), total - 1)}/{total}"
+            handler.give(206, content, {"ETag": tag, "Content-Range": span})
+        return True
+
+    def stage(name: str) -> str:
+        zarr_store._consolidated.cache_clear()
+        zarr_store._read_axis.cache_clear()
+        server.asked.clear()
+        asked = request(f"{server.url}/{path.relative_to(tmp_path)}", bounds, tmp_path / name)
+        return window_staging.stage(replace(asked, headers=tmp_path / "kept")).sha256
+
+    with served.serving(tmp_path, dated) as server:
+        first = stage("first")
+        chunks = {name for name in server.asked if "/b04/" in name}
+        assert len(server.asked) > len(chunks)
+        assert stage("second") == first
+        assert set(server.asked) <= chunks  # pixels alone
+        large = path / "0.0"
+        if large.is_file() and large.stat().st_size > objects.HEAD_BYTES:
+            zarr.open_array(path, mode="r+")[50:60, 50:60] += 1
+            assert stage("third") != first  # given up, and read again
+
+
+def test_chunks_of_one_array_are_requested_at_a_time(scene: Path, bounds: Bounds, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 60000, (256, 256), np.uint16)
+    about: Any = {"shape": values.shape, "chunks": (128, 64), "dtype": "<u2", "compressors": V2_CODECS["blosc"]}
+    zarr.create_array(tmp_path / "s.zarr" / "a", **about, zarr_format=2, fill_value=0)[:] = values
+    flying, most, lock = 0, 0, threading.Lock()
+
+    def slow(handler: served.Files, content: bytes) -> bool:
+        nonlocal flying, most
+        with lock:
+            flying += 1
+            most = max(most, flying)
+        time.sleep(0.1)
+        with lock:
+            flying -= 1
+        return False
+
+    with served.serving(tmp_path, slow) as server:
+        reader = zarr_store.open_array(f"{server.url}/s.zarr/a")
+        most = 0
+        strips = reader.strips(Window(row=0, col=0, height=256, width=256), 0)
+        assert np.array_equal(np.concatenate([*map(np.copy, strips)]), values)
+    assert most >= 4
+
+
 def test_windows_in_a_bucket(scene: Path, bounds: Bounds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = zarr_stores.product(scene, tmp_path / "bucket")
     path = array_paths()["B04"]
-    with served.serving(tmp_path) as server:
+    payers = set()
+
+    def note(handler: served.Files, content: bytes) -> bool:
+        payers.add((handler.headers.get("Authorization", "")[:4], handler.headers.get("x-amz-request-payer", "")))
+        return False
+
+    with served.serving(tmp_path, note) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+        monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
         remote = window_staging.stage(request(f"s3://bucket/{store.name}/{path}", bounds, tmp_path / "w"))
         again = window_staging.stage(request(f"s3://bucket/{store.name}/{path}", bounds, tmp_path / "w"))
         assert (
             again.sha256 == remote.sha256 == window_staging.stage(request(store / path, bounds, tmp_path / "v")).sha256
         )
+        assert payers == {("AWS4", "requester")}
         for lost in (path, array_paths()["SCL"]):
             (store / lost / "0.0").unlink()
         assert not window_staging.stage(

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 
-from sgdata import files, urls
+from sgdata import urls
 from sgdata.composite import scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import host_limits, identity, object_stores, ranges, retry
-from sgdata.remote.access import Access, access_of, check_host
+from sgdata.remote import identity, kept_headers, object_stores, ranges, retry
+from sgdata.remote.access import access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 from sgdata.scenes import signing
 from sgdata.types import Array, Window
@@ -83,8 +80,8 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         source = identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
         yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
     except ranges.ChangedError as error:
-        if kept := _header_file(request, href):
-            kept.unlink(missing_ok=True)
+        if request.headers:
+            kept_headers.path_of(request.headers, href).unlink(missing_ok=True)
         reason = "it changed while it was read, or since its header was kept"
         raise SourceError(f"{shown}: cannot be read: {reason}; fetch it again or leave it out") from error
     except blocks.DamagedBlockError as error:
@@ -117,12 +114,11 @@ def _retries() -> Retries:
 def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     """Return a file with its header, as an earlier run kept it or from its server."""
     access, retries = request.access or access_of(href), _retries()
-    kept = _header_file(request, href)
+    kept = request.headers and kept_headers.path_of(request.headers, href)
     sign = signing.signer(request.asset.href, request.tokens)
-    if kept is not None and (known := _read_header(kept, href, access)) is not None:
+    if kept is not None and (known := kept_headers.read(kept, href, access, sign)) is not None:
         file, parts = known
         check_host(href, access)
-        file = replace(file, sign=sign)
         return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=retries)
     opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=retries, sign=sign)
     if opened is None:
@@ -133,47 +129,12 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     table = block_tables.read_table(
         lambda start, stop: bytes(ranges.read(file, start, stop, retries)), parts, file.size, shown
     )
-    if kept is not None and (file.url == href or file.sign) and (file.etag or file.modified):
-        _write_header(kept, file, parts)
+    if kept is not None:
+        kept_headers.write(kept, href, file, parts)
     return _Opened(file=file, table=table, retries=retries)
 
 
-def _header_file(request: WindowRequest, href: str) -> Path | None:
-    name = files.sha256(urls.without_secrets(href).encode())[:32]
-    return request.headers / f"{name}.json" if request.headers else None
-
-
-def _write_header(path: Path, file: RemoteFile, parts: dict[int, bytes]) -> None:
-    document = {
-        "size": file.size,
-        "etag": file.etag,
-        "modified": file.modified,
-        "parts": {str(start): base64.b64encode(content).decode() for start, content in parts.items()},
-    }
-    with files.replacing(path, durable=False) as temporary:  # what a power failure leaves of it is noticed
-        temporary.write_bytes(files.checked_json(document))
-
-
-def _read_header(path: Path, href: str, access: Access) -> tuple[RemoteFile, dict[int, bytes]] | None:
-    """Return a kept header; None if there is none, or it is damaged or of another version."""
-    document = files.read_checked_json(path)
-    try:
-        if document is None:
-            return None
-        parts = {int(start): base64.b64decode(content) for start, content in document["parts"].items()}
-        about = {"size": int(document["size"]), "etag": str(document["etag"]), "modified": str(document["modified"])}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return None
-    return RemoteFile(url=href, access=access, **about), parts  # type: ignore[arg-type]
-
-
 # --- pixels --------------------------------------------------------------------------------
-
-
-@cache
-def _fetchers() -> ThreadPoolExecutor:
-    """Return the threads of this process that wait for ranges, as many as one host may be asked at a time."""
-    return ThreadPoolExecutor(host_limits.MOST, "ranges")
 
 
 class _PrefetchBudget:
@@ -212,7 +173,7 @@ def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]
         for row in blocks.rows_of(table, window):
             while pending and _prefetch.reserve(pending[0].size, needed=pending[0].first_row <= row):
                 run = pending.popleft()
-                requested.append((run, _fetchers().submit(_fetch, opened, run)))
+                requested.append((run, ranges.fetchers().submit(_fetch, opened, run)))
             while requested and requested[0][0].first_row <= row:
                 arrived.append((requested[0][0], requested[0][1].result()))
                 _prefetch.release(requested.popleft()[0].size)

@@ -136,7 +136,7 @@ def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
     try:
         href = signing.sign(request.asset.href, request.tokens)
         if urls.is_zarr(href) and "://" in href:  # many files, of which those of the window count
-            with open_scene_file(request, href) as source:
+            with open_scene_file(replace(request, headers=None), href) as source:
                 current: str | None = source.identity
         else:
             current = identity.identify_address(href, request.access)

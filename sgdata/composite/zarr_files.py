@@ -40,7 +40,7 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
     if href.startswith("/vsi"):
         raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
     source = identity.identify_address(href, request.access) or ""  # before, so that a change meanwhile is noticed
-    reader = zarr_store.open_array(href, request.access)
+    reader = zarr_store.open_array(href, request.access, request.headers)
     dtype = np.dtype(reader.array.dtype).name
     attributes = reader.array.attributes
     if zarr_addresses.locate(href).path.startswith(eopf_items.REFLECTANCE):
@@ -101,7 +101,7 @@ def _check_absent(reader: ChunkReader, request: WindowRequest, href: str, whole:
 
 def _has_data(href: str, request: WindowRequest, crs: str, bounds: Bounds, no_data: int) -> bool:
     """Return whether more than half of the pixels of an array in an area have data. Raises SourceError."""
-    other = zarr_store.find_array(href, request.access)
+    other = zarr_store.find_array(href, request.access, request.headers)
     if other is None:  # level 1C has no classification
         return False
     grid = zarr_store.read_grid(other, href, request.asset.crs)

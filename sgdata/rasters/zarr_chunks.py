@@ -5,8 +5,9 @@ from __future__ import annotations
 import bisect
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from sgdata import files
 from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, checksums
 from sgdata.rasters.zarr_metadata import ZarrArray
+from sgdata.remote import ranges
 from sgdata.remote.objects import HEAD_BYTES, Folder, StoredObject
 from sgdata.types import Array, Window
 
@@ -29,7 +31,7 @@ ABSENT = 2**64 - 1
 
 
 @dataclass(frozen=True)
-class Place:
+class ChunkLocation:
     """Where a chunk is stored: an object, and its bytes there (all of it if `stop` is None)."""
 
     key: str
@@ -66,9 +68,10 @@ class ChunkReader:
     folder: Folder
     _objects: dict[str, StoredObject | None] = field(default_factory=dict, init=False)
     _indices: dict[str, Array] = field(default_factory=dict, init=False)
-    _blocks: dict[Place, _Blocks] = field(default_factory=dict, init=False)
-    _held: dict[Place, _Held] = field(default_factory=dict, init=False)
-    _whole: dict[Place, bytes] = field(default_factory=dict, init=False)
+    _blocks: dict[ChunkLocation, _Blocks] = field(default_factory=dict, init=False)
+    _held: dict[ChunkLocation, _Held] = field(default_factory=dict, init=False)
+    _stored: dict[ChunkLocation, bytes] = field(default_factory=dict, init=False)
+    _whole: dict[ChunkLocation, bytes] = field(default_factory=dict, init=False)
     _room: list[Array] = field(default_factory=list, init=False)
 
     def strips(self, window: Window, fill: int) -> Iterator[Array]:
@@ -89,6 +92,7 @@ class ChunkReader:
         row_bytes = width * np.dtype(self.array.dtype).itemsize
         most = max(STRIP_BYTES // row_bytes, 1)
         bottom, right = window.row + window.height, window.col + window.width
+        self._open_all(window)
         room = np.empty((min(most, window.height), window.width), np.dtype(self.array.dtype).newbyteorder("="))
         row = window.row
         while row < bottom:
@@ -96,14 +100,18 @@ class ChunkReader:
             stop = min(top + height, row + most, bottom)
             ahead = min(top + height, row + AHEAD_STRIPS * most, bottom)
             out = room[: stop - row]
-            for j in range(window.col // width, -(-right // width) if window.width else 0):
+            cols = range(window.col // width, -(-right // width) if window.width else 0)
+            span = (row - top, stop - top, ahead - top)
+            load = partial(self._load_rows, first=span[0], last=span[1], ahead=span[2])
+            self._for_each([(row // height, j) for j in cols], load)
+            for j in cols:
                 left, far = max(j * width, window.col), min((j + 1) * width, right)
-                values = self._rows((row // height, j), row - top, stop - top, ahead - top)
+                values = self._rows((row // height, j), *span)
                 there = np.s_[:, left - window.col : far - window.col]
                 out[there] = fill if values is None else values[:, left - j * width : far - j * width]
             yield out
             if stop - top == height:  # the next strip is in other chunks
-                for kept in (self._blocks, self._held, self._whole):
+                for kept in (self._blocks, self._held, self._stored, self._whole):
                     kept.clear()
             row = stop
 
@@ -112,6 +120,7 @@ class ChunkReader:
 
         Raises SourceError if one cannot be read.
         """
+        self._open_all(window)
         height, width = self.array.chunks
         rows = range(window.row // height, -(-(window.row + window.height) // height) if window.height else 0)
         cols = range(window.col // width, -(-(window.col + window.width) // width) if window.width else 0)
@@ -124,6 +133,7 @@ class ChunkReader:
 
         Raises SourceError if one cannot be read.
         """
+        self._open_all(window)
         height, width = self.array.inner
         bottom, right = window.row + window.height, window.col + window.width
         for i in range(window.row // height, -(-bottom // height)):
@@ -144,6 +154,38 @@ class ChunkReader:
             parts.append(values.copy())
         return np.concatenate(parts)[: self.array.shape[0]]
 
+    # --- many at a time --------------------------------------------------------------------
+
+    def _for_each(self, places: Collection[tuple[int, int]], load: Callable[[tuple[int, int]], object]) -> None:
+        """Load something of several chunks; remote ones at a time, within the limits of their host."""
+        if "://" in self.folder.href and len(places) > 1:
+            # All have ended before an error is raised: nothing is loaded behind the caller's back.
+            for done in [ranges.fetchers().submit(load, place) for place in places]:
+                done.result()
+
+    def _open_all(self, window: Window) -> None:
+        """Open the objects with chunks of a window, and read the indices of those that are shards."""
+        height, width = self.array.chunks
+        rows = range(window.row // height, -(-(window.row + window.height) // height) if window.height else 0)
+        cols = range(window.col // width, -(-(window.col + window.width) // width) if window.width else 0)
+        down, across = self._counts
+        self._for_each([(i * down, j * across) for i in rows for j in cols], self._open_chunk)
+
+    def _open_chunk(self, place: tuple[int, int]) -> None:
+        self._open(self._key(place))
+        self._find(place)
+
+    def _load_rows(self, place: tuple[int, int], first: int, last: int, ahead: int) -> None:
+        """Read the stored bytes of rows of a chunk, which `_rows` then decodes."""
+        where = self._find(place)
+        row_bytes = self.array.inner[1] * np.dtype(self.array.dtype).itemsize
+        if where is None:
+            return
+        if self.array.inner_codecs == ("blosc",):
+            self._load_blocks(where, first * row_bytes, last * row_bytes, ahead * row_bytes)
+        elif self.array.inner_codecs:
+            self._load_whole(where)
+
     def _rows(self, place: tuple[int, int], first: int, last: int, ahead: int) -> Array | None:
         """Return rows of a chunk, (last - first, W), and read those before `ahead`; None if it does not exist."""
         width = self.array.inner[1]
@@ -151,7 +193,7 @@ class ChunkReader:
         values = self._values(self._find(place), first * row_bytes, last * row_bytes, ahead * row_bytes)
         return None if values is None else values.reshape(last - first, width)
 
-    def _values(self, where: Place | None, start: int, stop: int, ahead: int) -> Array | None:
+    def _values(self, where: ChunkLocation | None, start: int, stop: int, ahead: int) -> Array | None:
         """Return the values in some of the decoded bytes of a chunk, up to the next call."""
         if where is None:
             return None
@@ -168,11 +210,11 @@ class ChunkReader:
 
     # --- where chunks are ------------------------------------------------------------------
 
-    def _find(self, place: tuple[int, ...]) -> Place | None:
+    def _find(self, place: tuple[int, ...]) -> ChunkLocation | None:
         """Return where a chunk is stored; None if the index of its shard says that it does not exist."""
         shards = self.array.shards
         if shards is None:
-            return Place(self.array.key(place))
+            return ChunkLocation(self.array.key(place))
         key, counts = self._key(place), self._counts
         stored = self._open(key)
         if stored is None:
@@ -185,7 +227,7 @@ class ChunkReader:
             return None
         if start + size > stored.size:
             raise SourceError(f"{stored.shown}: shard has a chunk of {size:,} bytes at {start:,}; leave it out")
-        return Place(key, start, start + size)
+        return ChunkLocation(key, start, start + size)
 
     @property
     def _counts(self) -> tuple[int, ...]:
@@ -213,7 +255,7 @@ class ChunkReader:
             self._objects[key] = self.folder.open(key)
         return self._objects[key]
 
-    def _stored(self, where: Place) -> tuple[StoredObject, int, int] | None:
+    def _locate(self, where: ChunkLocation) -> tuple[StoredObject, int, int] | None:
         """Return the object of a chunk, and the first and one past the last of its bytes there; None without one."""
         stored = self._open(where.key)
         if stored is None:
@@ -227,9 +269,9 @@ class ChunkReader:
 
     # --- decoding --------------------------------------------------------------------------
 
-    def _plain(self, where: Place, start: int, stop: int) -> bytes | None:
+    def _plain(self, where: ChunkLocation, start: int, stop: int) -> bytes | None:
         """Return bytes of a chunk that is not compressed."""
-        found = self._stored(where)
+        found = self._locate(where)
         if found is None:
             return None
         stored, base, end = found
@@ -238,35 +280,59 @@ class ChunkReader:
             raise SourceError(f"{stored.shown}: chunk has {size}; leave it out")
         return stored.read(base + start, base + stop)
 
-    def _decoded(self, where: Place) -> bytes | None:
+    def _load_whole(self, where: ChunkLocation) -> StoredObject | None:
+        """Read all stored bytes of a chunk; return its object, None if it does not exist."""
+        found = self._locate(where)
+        if found is None:
+            return None
+        stored, base, end = found
+        if where not in self._stored and where not in self._whole:
+            self._stored[where] = stored.read(base, end)
+        return stored
+
+    def _decoded(self, where: ChunkLocation) -> bytes | None:
         """Return a chunk decoded as a whole."""
         if where not in self._whole:
-            found = self._stored(where)
-            if found is None:
+            stored = self._load_whole(where)
+            if stored is None:
                 return None
-            stored, base, end = found
-            content = stored.read(base, end)
+            content = self._stored.pop(where)
             self._whole[where] = decode(content, self.array.inner_codecs, self.array.chunk_bytes, stored.shown)
         return self._whole[where]
 
-    def _from_blocks(self, where: Place, start: int, stop: int, ahead: int) -> bytes | memoryview | None:
-        """Return bytes of a chunk that is a Blosc frame, of which only the blocks up to `ahead` are read."""
-        found = self._stored(where)
+    def _load_blocks(
+        self, where: ChunkLocation, start: int, stop: int, ahead: int
+    ) -> tuple[StoredObject, int, blosc_frames.Frame] | None:
+        """Read the blocks of a Blosc frame that hold some bytes of a chunk, and those up to `ahead`.
+
+        Returns:
+            The object, where the frame begins in it, and its header; None if the chunk does not exist.
+        """
+        found = self._locate(where)
         if found is None:
             return None
         stored, base, end = found
         if where not in self._blocks:
             self._blocks[where] = self._parse_blocks(stored, base, end)
         blocks = self._blocks[where]
-        frame = blocks.frame
+        frame, held = blocks.frame, self._held.get(where)
+        low, high = start // frame.block, -(-stop // frame.block)
+        if not frame.is_raw and (held is None or not held.first <= low <= high <= held.first + len(held.parts)):
+            spans = blocks.spans[low : -(-ahead // frame.block)]
+            self._held[where] = _Held(first=low, parts=_read_spans(stored, base, spans))
+        return stored, base, frame
+
+    def _from_blocks(self, where: ChunkLocation, start: int, stop: int, ahead: int) -> bytes | memoryview | None:
+        """Return bytes of a chunk that is a Blosc frame, of which only the blocks up to `ahead` are read."""
+        found = self._load_blocks(where, start, stop, ahead)
+        if found is None:
+            return None
+        stored, base, frame = found
         if frame.is_raw:
             base += blosc_frames.HEADER_BYTES
             return stored.read(base + start, base + stop)
         low, high = start // frame.block, -(-stop // frame.block)
-        held = self._held.get(where)
-        if held is None or not held.first <= low <= high <= held.first + len(held.parts):
-            spans = blocks.spans[low : -(-ahead // frame.block)]
-            held = self._held[where] = _Held(first=low, parts=_read_spans(stored, base, spans))
+        held = self._held[where]
         part = blosc_frames.assemble(frame, held.parts[low - held.first : high - held.first], low)
         size = min(high * frame.block, frame.size) - low * frame.block
         room = self._buffer(size)
@@ -295,18 +361,18 @@ class ChunkReader:
 
 def _read_spans(stored: StoredObject, base: int, spans: tuple[tuple[int, int], ...]) -> list[memoryview]:
     """Return the bytes of each span of a chunk that begins at `base`; those that lie close are read together."""
-    runs: list[tuple[int, int]] = []
+    joined: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
-        if runs and start - runs[-1][1] <= GAP_BYTES:
-            runs[-1] = (runs[-1][0], max(stop, runs[-1][1]))
+        if joined and start - joined[-1][1] <= GAP_BYTES:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
         else:
-            runs.append((start, stop))
-    held = [memoryview(stored.read(base + start, base + stop)) for start, stop in runs]
-    starts = [start for start, _ in runs]
+            joined.append((start, stop))
+    held = [memoryview(stored.read(base + start, base + stop)) for start, stop in joined]
+    starts = [start for start, _ in joined]
     parts = []
     for start, stop in spans:
-        run = bisect.bisect_right(starts, start) - 1
-        parts.append(held[run][start - starts[run] : stop - starts[run]])
+        at = bisect.bisect_right(starts, start) - 1
+        parts.append(held[at][start - starts[at] : stop - starts[at]])
     return parts
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sgdata import documents, urls
+from sgdata import documents, files, urls
 from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
 from sgdata.rasters import zarr_metadata
-from sgdata.rasters.zarr_addresses import METADATA, METADATA_3, Location, locate
+from sgdata.rasters.zarr_addresses import METADATA, METADATA_3, locate
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote.access import Access
@@ -23,36 +24,56 @@ from sgdata.remote.objects import Folder
 from sgdata.types import Grid
 
 
-def open_array(href: str, access: Access | None = None) -> ChunkReader:
+def open_array(href: str, access: Access | None = None, headers: Path | None = None) -> ChunkReader:
     """Open an array of a store by its address. Raises SourceError if it does not exist or cannot be read."""
-    reader = find_array(href, access)
+    reader = find_array(href, access, headers)
     if reader is None:
         raise SourceError(f"{urls.without_secrets(href)}: the product has no such array; leave it out")
     return reader
 
 
-def find_array(href: str, access: Access | None = None) -> ChunkReader | None:
-    """Open an array of a store by its address; None if the store has none. Raises SourceError if it cannot be read."""
-    array = _find(locate(href), access)
-    return None if array is None else ChunkReader(array=array, folder=Folder(href=href, access=access))
+def find_array(href: str, access: Access | None = None, headers: Path | None = None) -> ChunkReader | None:
+    """Open an array of a store by its address.
+
+    Args:
+        href: Address of the array.
+        access: Hosts that may be asked; None: those of an address that the user named.
+        headers: Folder that keeps the metadata of remote stores, and the tables of their chunks; None to keep none.
+
+    Returns:
+        The array; None if the store has none.
+
+    Raises:
+        SourceError: It cannot be read.
+    """
+    where = locate(href)
+    # A folder for each store: what is kept of it is given up together.
+    kept = headers and "://" in href and headers / files.sha256(urls.without_secrets(where.store).encode())[:32]
+    folder = Folder(href=href, access=access, headers=kept or None)
+    array = _find(where.path, _root(folder))
+    return None if array is None else ChunkReader(array=array, folder=folder)
 
 
-def _find(where: Location, access: Access | None) -> ZarrArray | None:
+def _root(folder: Folder) -> Folder:
+    """Return the folder of the store that has the array in a folder."""
+    return replace(folder, href=locate(folder.href).store, documents=True)
+
+
+def _find(path: str, root: Folder) -> ZarrArray | None:
     """Return the metadata of an array; None if the store has no such array. Raises SourceError."""
-    root = Folder(href=where.store, access=access)
-    shown = _shown(root, where.path)
-    consolidated = _consolidated(root, _state(where.store))
+    shown = _shown(root, path)
+    consolidated = _consolidated(root, _state(root.href))
     if consolidated is not None:
         version, nodes = consolidated
-        if version == 2 and f"{where.path}/.zarray" in nodes:
-            return zarr_metadata.parse_v2(nodes[f"{where.path}/.zarray"], nodes.get(f"{where.path}/.zattrs", {}), shown)
-        if version == 3 and where.path in nodes:
-            return zarr_metadata.parse_v3(nodes[where.path], shown)
+        if version == 2 and f"{path}/.zarray" in nodes:
+            return zarr_metadata.parse_v2(nodes[f"{path}/.zarray"], nodes.get(f"{path}/.zattrs", {}), shown)
+        if version == 3 and path in nodes:
+            return zarr_metadata.parse_v3(nodes[path], shown)
         return None
-    if (about := _document(root, f"{where.path}/.zarray")) is not None:
-        attributes = _document(root, f"{where.path}/.zattrs")
+    if (about := _document(root, f"{path}/.zarray")) is not None:
+        attributes = _document(root, f"{path}/.zattrs")
         return zarr_metadata.parse_v2(about, {} if attributes is None else attributes, shown)
-    if (about := _document(root, f"{where.path}/{METADATA_3}")) is not None:
+    if (about := _document(root, f"{path}/{METADATA_3}")) is not None:
         return zarr_metadata.parse_v3(about, shown)
     return None
 
@@ -72,7 +93,7 @@ def _state(store: str) -> tuple[int, ...]:
 @lru_cache(maxsize=32)
 def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
     """Return format and metadata of all arrays of a store; None if it has them beside each array only."""
-    document = _document(root, METADATA)
+    document = None if root.is_kept(METADATA_3) else _document(root, METADATA)
     if document is not None:
         nodes = document.get("metadata") if isinstance(document, dict) else None
         if not isinstance(nodes, dict):
@@ -119,7 +140,7 @@ def read_grid(reader: ChunkReader, href: str, crs: str | None) -> Grid:
     crs = _crs(array.attributes) or crs
     if crs is None:
         raise SourceError(f"{shown}: has no proj:epsg or proj:code; leave it out")
-    axes = _read_axes(href, reader.folder.access, shape)
+    axes = _read_axes(href, _root(reader.folder), shape)
     transform = _transform(array.attributes.get("proj:transform"), shown)
     if transform is None:
         if axes is None:
@@ -153,13 +174,13 @@ def _transform(value: Any, shown: str) -> tuple[float, float, float] | None:
     return a, c, f
 
 
-def _read_axes(href: str, access: Access | None, shape: tuple[int, int]) -> tuple[float, float, float] | None:
+def _read_axes(href: str, root: Folder, shape: tuple[int, int]) -> tuple[float, float, float] | None:
     """Return spacing, first x and first y of the coordinates beside an array; None if there are none."""
     where = locate(href)
     values = []
     for name, size in (("x", shape[1]), ("y", shape[0])):
         beside = f"{where.group}/{name}" if where.group else name
-        line = _read_axis(where.store, beside, size, access, _state(where.store))
+        line = _read_axis(root, beside, size, _state(root.href))
         if line is None:
             return None
         values.append(line)
@@ -170,18 +191,16 @@ def _read_axes(href: str, access: Access | None, shape: tuple[int, int]) -> tupl
 
 
 @lru_cache(maxsize=64)
-def _read_axis(
-    store: str, path: str, size: int, access: Access | None, state: tuple[int, ...]
-) -> tuple[float, float] | None:
+def _read_axis(root: Folder, path: str, size: int, state: tuple[int, ...]) -> tuple[float, float] | None:
     """Return first value and step of `size` evenly spaced coordinates; None if there are none. Raises SourceError."""
-    array = _find(Location(store=store, path=path), access)
+    array = _find(path, root)
     if array is None:
         return None
-    href = Folder(href=store, access=access).at(path)
+    href = root.at(path)
     if array.shape != (size,):
         shown = urls.without_secrets(href)
         raise SourceError(f"{shown}: has shape {array.shape}, expected one coordinate for {size} pixels; leave it out")
-    line = ChunkReader(array=array, folder=Folder(href=href, access=access)).line().astype(np.float64)
+    line = ChunkReader(array=array, folder=replace(root, href=href)).line().astype(np.float64)
     step = float(line[1] - line[0]) if len(line) > 1 else 0.0
     if not np.array_equal(line, line[0] + step * np.arange(len(line))):
         raise SourceError(f"{urls.without_secrets(href)}: coordinates are not evenly spaced; leave it out")

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.limits import Limit
-from sgdata.remote import identity, ranges
-from sgdata.remote.access import Access, access_of
-from sgdata.remote.ranges import Retries
+from sgdata.remote import identity, kept_headers, object_stores, ranges
+from sgdata.remote.access import Access, access_of, check_host
+from sgdata.remote.ranges import RemoteFile, Retries
 
-HEAD_BYTES = 1 << 13
-"""Bytes that are read of an object when it is opened."""
+HEAD_BYTES, DOCUMENT_BYTES = 1 << 13, 1 << 18
+"""Bytes that are read of an object when it is opened, and of a document."""
+LARGEST_KEPT = 1 << 24
+"""Bytes of the largest document that is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +59,15 @@ class Folder:
     Attributes:
         href: Absolute path or URL, admitted by `access.admit` where a document names it.
         access: Hosts that may be asked; None: those of an address that the user named.
+        headers: Folder that keeps what is read of remote objects when they are opened; None to keep nothing.
+        documents: Whether they are documents, which are kept as a whole; of others some bytes must be asked for again.
         retries: How often requests are repeated.
     """
 
     href: str
     access: Access | None = None
+    headers: Path | None = None
+    documents: bool = False
     retries: Retries = field(default_factory=Retries)
 
     def at(self, key: str) -> str:
@@ -80,11 +87,50 @@ class Folder:
             SourceError: It cannot be read.
         """
         href = self.at(key)
-        if href.startswith(("s3://", "gs://", "az://")):
-            return _open_in_bucket(href)
+        if urls.is_http(href) or (href.startswith("s3://") and object_stores.can_read(href)):
+            return self._open_remote(href)
         if "://" in href:
-            return _open_on_server(href, self.access or access_of(href), self.retries)
+            return _open_in_bucket(href)
         return _open_file(Path(self.href), key)
+
+    def is_kept(self, key: str) -> bool:
+        """Return whether the header of an object is kept from an earlier run."""
+        return self.headers is not None and kept_headers.path_of(self.headers, self.at(key)).is_file()
+
+    def _open_remote(self, url: str) -> StoredObject | None:
+        shown, access = urls.without_secrets(url), self.access or access_of(url)
+        kept = self.headers and kept_headers.path_of(self.headers, url)
+        known = kept_headers.read(kept, url, access) if kept else None
+        if known is not None and 0 in known[1]:
+            check_host(url, access)
+            file, head = known[0], known[1][0]
+        else:
+            first_bytes = DOCUMENT_BYTES if self.documents else HEAD_BYTES
+            try:
+                opened = ranges.open_file(url, access, first_bytes=first_bytes, retries=self.retries)
+            except ranges.NoRangesError as error:
+                message = f"{shown}: server gives no ranges ({error!s:.80}); download the product"
+                raise SourceError(message) from None
+            if opened is None:
+                return None
+            file, head = opened
+            if self.documents and len(head) < file.size <= LARGEST_KEPT:
+                head += self._fetch(file, shown, len(head), file.size)
+            # Pixels in the first bytes would be taken without asking whether they have changed.
+            if kept and (self.documents or file.size > len(head)):
+                kept_headers.write(kept, url, file, {0: head})
+        # Of files in buckets pixels are compared, as `identity.identify_address` says.
+        known_by = identity.of_headers(file.etag, file.modified, file.size) if urls.is_http(url) else ""
+        fetch = partial(self._fetch, file, shown)
+        return StoredObject(shown=shown, size=file.size, identity=known_by, head=head, fetch=fetch)
+
+    def _fetch(self, file: RemoteFile, shown: str, start: int, stop: int) -> bytes:
+        try:
+            return bytes(ranges.read(file, start, stop, self.retries))
+        except ranges.ChangedError as error:
+            for path in self.headers.glob("*.json") if self.headers else ():  # also of what belongs to it
+                path.unlink(missing_ok=True)
+            raise SourceError(f"{shown}: changed while it was read; try again") from error
 
     def read(self, key: str, limit: Limit) -> bytes | None:
         """Return an object, None if it does not exist. Raises SourceError if it cannot be read or is too large."""
@@ -117,26 +163,6 @@ def _open_file(root: Path, key: str) -> StoredObject | None:
         raise SourceError(_unreadable(str(path), error.strerror)) from error
     head = fetch(0, min(size, HEAD_BYTES))
     return StoredObject(shown=str(path), size=size, identity="", head=head, fetch=fetch)
-
-
-def _open_on_server(url: str, access: Access, retries: Retries) -> StoredObject | None:
-    shown = urls.without_secrets(url)
-    try:
-        opened = ranges.open_file(url, access, first_bytes=HEAD_BYTES, retries=retries)
-    except ranges.NoRangesError as error:
-        raise SourceError(f"{shown}: server gives no ranges ({error!s:.80}); download the product") from None
-    if opened is None:
-        return None
-    file, head = opened
-
-    def fetch(start: int, stop: int) -> bytes:
-        try:
-            return bytes(ranges.read(file, start, stop, retries))
-        except ranges.ChangedError as error:
-            raise SourceError(f"{shown}: changed while it was read; try again") from error
-
-    known = identity.of_headers(file.etag, file.modified, file.size)
-    return StoredObject(shown=shown, size=file.size, identity=known, head=head, fetch=fetch)
 
 
 def _open_in_bucket(href: str) -> StoredObject | None:

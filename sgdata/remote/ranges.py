@@ -12,8 +12,10 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from email.utils import format_datetime
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -160,6 +162,15 @@ def read(file: RemoteFile, start: int, stop: int, retries: Retries) -> memoryvie
         return content
     except retry.RefusedError as error:
         raise SourceError(unreadable(file.url, error)) from error
+
+
+@cache
+def fetchers() -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for ranges, as many as one host may be asked at a time.
+
+    What runs in them must not wait for others of them.
+    """
+    return ThreadPoolExecutor(host_limits.MOST, "ranges")
 
 
 def _with_obstore(url: str, access: Access) -> tuple[bool, bool]:

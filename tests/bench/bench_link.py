@@ -208,6 +208,7 @@ def measure(
                 shutil.rmtree(work / "out", ignore_errors=True)
             out.mkdir(parents=True)
             plan: dict[str, Any] = {"folder": str(out), "crs": CRS, "bounds": bounds_of(chosen.window)}
+            plan["headers"] = str(work / "out" / ("older-headers" if who == "older" else "headers"))
             plan["scenes"] = [[f"{scheme}://127.0.0.1:{there}/{name}" for name in scene] for scene in names]
             log.write_text("")
             done = stage(tree, plan, work, ca)

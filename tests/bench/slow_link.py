@@ -11,6 +11,8 @@ import time
 from contextlib import suppress
 
 PIECE = 1 << 16
+WINDOW = 6 << 20
+"""Bytes of a connection that are on their way at most: the largest window of TCP by Linux's defaults."""
 
 
 class Line:
@@ -27,13 +29,19 @@ class Line:
 
 async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: Line | None, way_s: float) -> None:
     """Pass bytes on, each `way_s` after it left."""
-    pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
+    pieces: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+    under_way, moved = 0, asyncio.Event()
 
     async def receive() -> None:
+        nonlocal under_way
         while piece := await reader.read(PIECE):
+            under_way += len(piece)
             leaves = line.leaves(len(piece)) if line else time.monotonic()
-            await pieces.put((leaves + way_s, piece))
-        await pieces.put((time.monotonic() + way_s, b""))
+            pieces.put_nowait((leaves + way_s, piece))
+            while under_way > WINDOW:
+                moved.clear()
+                await moved.wait()
+        pieces.put_nowait((time.monotonic() + way_s, b""))
 
     receiving = asyncio.create_task(receive())
     try:
@@ -44,6 +52,8 @@ async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line
                 break
             writer.write(piece)
             await writer.drain()
+            under_way -= len(piece)
+            moved.set()
     finally:
         receiving.cancel()
         writer.close()

@@ -1,7 +1,7 @@
 """Stage the windows of scenes as a build does, with this commit or 7dbe2a5: python stage_windows.py REQUESTS.json.
 
-REQUESTS.json has `folder`, `crs`, `bounds` and `scenes`, each a list of addresses. Prints one line of JSON: seconds,
-CPU seconds, and the pixel hash of every window.
+REQUESTS.json has `folder`, `headers`, `crs`, `bounds` and `scenes`, each a list of addresses. Prints one line of JSON:
+seconds, CPU seconds, and the pixel hash of every window.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def requests_of(plan: dict[str, Any]) -> tuple[Any, list[Any]]:
         for at, href in enumerate(hrefs):
             windows[str(at)] = scene_files.WindowRequest(
                 name=f"{number} {at}", asset=Asset(href=href), crs=crs, bounds=bounds,
-                target=folder / f"{number}-{at}", headers=folder.parent / ".headers",
+                target=folder / f"{number}-{at}", headers=Path(plan["headers"]),
             )  # fmt: skip
         scenes.append(scene_staging.SceneRequest(id=str(number), overpass="", day=0, windows=windows, required=True))
     return scene_staging.stage_files, scenes
