@@ -220,12 +220,12 @@ def test_buckets_are_read_with_the_settings_of_the_user(
 def test_ranges_are_joined(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
     table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")
-    runs = blocks.plan_runs(table, Window(row=0, col=0, height=SHAPE[0], width=SHAPE[1]))
-    assert len(runs) == 1 and len(runs[0].blocks) == table.offsets.size  # leaders of 8 bytes lie between them
+    joined = blocks.plan_ranges(table, Window(row=0, col=0, height=SHAPE[0], width=SHAPE[1]))
+    assert len(joined) == 1 and len(joined[0].blocks) == table.offsets.size  # leaders of 8 bytes lie between them
     needed = int(table.sizes[:, 1:3].sum())
-    runs = blocks.plan_runs(table, Window(row=0, col=128, height=SHAPE[0], width=256))
-    assert len(runs) == table.offsets.shape[0]  # the blocks on either side are too much to read as well
-    assert needed <= sum(run.stop - run.start for run in runs) <= (1 + blocks.GAP_SHARE) * needed
+    joined = blocks.plan_ranges(table, Window(row=0, col=128, height=SHAPE[0], width=256))
+    assert len(joined) == table.offsets.shape[0]  # the blocks on either side are too much to read as well
+    assert needed <= sum(span.stop - span.start for span in joined) <= (1 + blocks.GAP_SHARE) * needed
 
 
 # --- faults --------------------------------------------------------------------------------

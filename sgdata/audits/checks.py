@@ -318,13 +318,13 @@ def check_order(evidence: AuditEvidence) -> Check:
     # The means of green and red decide nothing, since haze and soil reverse them; chlorophyll absorbs red everywhere.
     if len(evidence.facts) >= band_check.LEAST_SAMPLES and leaves >= LEAVES and green < RED_LEAVES * leaves:
         messages.append(f"leaves are redder (B04) than green (B03) in {1 - green / leaves:.0%} of their pixels")
-    messages += _strangers(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
+    messages += _misplaced_bands(evidence, bluer=means.get("B02", 0.0) > means.get("B04", 0.0))
     figures = {band.name: {"mean": round(means.get(band.name, 0.0), 1), "equal_neighbours": round(float(e), 4)}
                for band, e in zip(bands, equal, strict=True)}  # fmt: skip
     return _pooled("band order", "bands", evidence, band_check.bands(means), figures, messages)
 
 
-def _strangers(evidence: AuditEvidence, *, bluer: bool) -> Iterator[str]:
+def _misplaced_bands(evidence: AuditEvidence, *, bluer: bool) -> Iterator[str]:
     """Yield the triples of NEARER whose second band correlates more with the third than the first does."""
     for at, (band, other, third) in enumerate(NEARER):
         votes = [facts.nearer[at] for facts in evidence.facts if facts.nearer[at] is not None]

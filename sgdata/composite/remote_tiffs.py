@@ -68,10 +68,10 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         grid, window = scene_files.find_window(request, header, geographic=False)
         if window is None:
             raise OtherLayoutError("pixels of another CRS")
-        place = window
+        inside = window
 
         def strips(part: Window) -> Iterator[Array]:
-            row, col = place.row + part.row, place.col + part.col
+            row, col = inside.row + part.row, inside.col + part.col
             return _read_strips(opened, Window(row=row, col=col, height=part.height, width=part.width), shown)
 
         block = scene_files.block_at(window, table.block)
@@ -163,37 +163,37 @@ _prefetch = _PrefetchBudget()
 def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]:
     """Yield a window from top to bottom in strips that end where blocks end, while further ranges are on their way."""
     table = opened.table
-    runs = blocks.plan_runs(table, window)
-    blocks.check_sizes(table, runs, opened.file.size, shown)
-    pending = deque(runs)
-    requested: deque[tuple[blocks.Run, Future[memoryview]]] = deque()
-    arrived: list[tuple[blocks.Run, memoryview]] = []
+    joined = blocks.plan_ranges(table, window)
+    blocks.check_sizes(table, joined, opened.file.size, shown)
+    pending = deque(joined)
+    requested: deque[tuple[blocks.ByteRange, Future[memoryview]]] = deque()
+    arrived: list[tuple[blocks.ByteRange, memoryview]] = []
     native = np.dtype(table.dtype).newbyteorder("=")
     try:
         for row in blocks.rows_of(table, window):
             while pending and _prefetch.reserve(pending[0].size, needed=pending[0].first_row <= row):
-                run = pending.popleft()
-                requested.append((run, ranges.fetchers().submit(_fetch, opened, run)))
+                span = pending.popleft()
+                requested.append((span, ranges.fetchers().submit(_fetch, opened, span)))
             while requested and requested[0][0].first_row <= row:
                 arrived.append((requested[0][0], requested[0][1].result()))
                 _prefetch.release(requested.popleft()[0].size)
             part = _part(table, row, window)
             out = np.empty((part.height, part.width), native)
-            for run, content in arrived:
-                blocks.place_blocks(table, run, content, part, out, row=row)
-            arrived = [(run, content) for run, content in arrived if run.last_row > row]
+            for span, content in arrived:
+                blocks.decode_blocks(table, span, content, part, out, row=row)
+            arrived = [(span, content) for span, content in arrived if span.last_row > row]
             blocks.fill_left_out(table, row, part, out)
             if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
                 out[out == table.nodata] = 0
             yield out
     finally:
-        for run, future in requested:
+        for span, future in requested:
             future.cancel()
-            _prefetch.release(run.size)
+            _prefetch.release(span.size)
 
 
-def _fetch(opened: _Opened, run: blocks.Run) -> memoryview:
-    return ranges.read(opened.file, run.start, run.stop, opened.retries)
+def _fetch(opened: _Opened, span: blocks.ByteRange) -> memoryview:
+    return ranges.read(opened.file, span.start, span.stop, opened.retries)
 
 
 def _part(table: BlockTable, row: int, window: Window) -> Window:

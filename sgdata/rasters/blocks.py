@@ -12,7 +12,7 @@ from sgdata import limits
 from sgdata.rasters.block_tables import BlockTable
 from sgdata.types import Array, Window
 
-RUN_BYTES = 1 << 23
+RANGE_BYTES = 1 << 23
 """Most bytes of one range, unless one block is larger."""
 GAP_SHARE = 0.08
 """Bytes between blocks that may be read as well to save requests, as a share of the bytes needed."""
@@ -25,7 +25,7 @@ class DamagedBlockError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class ByteRange:
     """A byte range of a file, and the blocks inside it.
 
     Attributes:
@@ -59,7 +59,7 @@ def rows_of(table: BlockTable, window: Window) -> range:
     return range(window.row // table.block[0], -(-(window.row + window.height) // table.block[0]))
 
 
-def plan_runs(table: BlockTable, window: Window) -> list[Run]:
+def plan_ranges(table: BlockTable, window: Window) -> list[ByteRange]:
     """Return the ranges that hold all blocks of a window, in the order of their first rows of blocks.
 
     Blocks that lie beside each other in the file come in one range, also over small gaps while these are few bytes in
@@ -67,38 +67,38 @@ def plan_runs(table: BlockTable, window: Window) -> list[Run]:
     """
     rows = rows_of(table, window)
     cols = range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1]))
-    places = sorted(
+    stored = sorted(
         (int(table.offsets[i, j]), int(table.sizes[i, j]), i, j)
         for i in rows
         for j in cols
         if table.offsets[i, j] and table.sizes[i, j]
     )
-    bridged = _bridged(places)
-    runs: list[Run] = []
+    bridged = _bridged(stored)
+    joined: list[ByteRange] = []
     group: list[tuple[int, int]] = []
     start = stop = 0
-    for offset, size, i, j in places:
-        joins = group and (offset <= stop or offset in bridged) and max(stop, offset + size) - start <= RUN_BYTES
+    for offset, size, i, j in stored:
+        joins = group and (offset <= stop or offset in bridged) and max(stop, offset + size) - start <= RANGE_BYTES
         if group and not joins:
-            runs.append(Run(start=start, stop=stop, blocks=tuple(group)))
+            joined.append(ByteRange(start=start, stop=stop, blocks=tuple(group)))
             group = []
         if not group:
             start = stop = offset
         stop = max(stop, offset + size)
         group.append((i, j))
     if group:
-        runs.append(Run(start=start, stop=stop, blocks=tuple(group)))
-    return sorted(runs, key=lambda run: (run.first_row, run.start))
+        joined.append(ByteRange(start=start, stop=stop, blocks=tuple(group)))
+    return sorted(joined, key=lambda span: (span.first_row, span.start))
 
 
-def _bridged(places: list[tuple[int, int, int, int]]) -> set[int]:
+def _bridged(stored: list[tuple[int, int, int, int]]) -> set[int]:
     """Return where the blocks begin whose distance from the block before is read over: the smallest gaps first."""
     gaps = sorted(
         (offset - (before[0] + before[1]), offset)
-        for before, (offset, *_) in itertools.pairwise(places)
+        for before, (offset, *_) in itertools.pairwise(stored)
         if 0 < offset - (before[0] + before[1]) <= GAP_BYTES
     )
-    left = GAP_SHARE * sum(size for _, size, *_ in places)
+    left = GAP_SHARE * sum(size for _, size, *_ in stored)
     chosen = set()
     for gap, offset in gaps:
         left -= gap
@@ -108,25 +108,27 @@ def _bridged(places: list[tuple[int, int, int, int]]) -> set[int]:
     return chosen
 
 
-def check_sizes(table: BlockTable, runs: list[Run], size: int, name: str) -> None:
+def check_sizes(table: BlockTable, joined: list[ByteRange], size: int, name: str) -> None:
     """Compare ranges with the size of their file and the limit of a block. Raises DamagedBlockError or SourceError."""
-    for run in runs:
-        if run.stop > size:
-            raise DamagedBlockError(f"its blocks end at byte {run.stop:,} of {size:,}")
-        for place in run.blocks:
-            limits.BLOCK_BYTES.check(int(table.sizes[place]), name)
+    for span in joined:
+        if span.stop > size:
+            raise DamagedBlockError(f"its blocks end at byte {span.stop:,} of {size:,}")
+        for index in span.blocks:
+            limits.BLOCK_BYTES.check(int(table.sizes[index]), name)
 
 
-def place_blocks(table: BlockTable, run: Run, content: memoryview, window: Window, out: Array, *, row: int) -> None:
+def decode_blocks(
+    table: BlockTable, span: ByteRange, content: memoryview, window: Window, out: Array, *, row: int
+) -> None:
     """Decode the blocks of a range in one row of blocks, and copy what lies in `window` to `out`.
 
     Raises DamagedBlockError.
     """
-    for place in run.blocks:
-        if place[0] == row:
-            first = int(table.offsets[place]) - run.start
-            values = decode(table, place, content[first : first + int(table.sizes[place])])
-            _place(window, table.block, place, values, out)
+    for index in span.blocks:
+        if index[0] == row:
+            first = int(table.offsets[index]) - span.start
+            values = decode(table, index, content[first : first + int(table.sizes[index])])
+            _copy_block(window, table.block, index, values, out)
 
 
 def fill_left_out(table: BlockTable, row: int, window: Window, out: Array) -> None:
@@ -136,10 +138,10 @@ def fill_left_out(table: BlockTable, row: int, window: Window, out: Array) -> No
     empty = np.full((1, 1), int(nodata) if known and nodata is not None else 0, out.dtype)
     for col in range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1])):
         if not (table.offsets[row, col] and table.sizes[row, col]):
-            _place(window, table.block, (row, col), np.broadcast_to(empty, table.block), out)
+            _copy_block(window, table.block, (row, col), np.broadcast_to(empty, table.block), out)
 
 
-def _place(window: Window, block: tuple[int, int], at: tuple[int, int], values: Array, out: Array) -> None:
+def _copy_block(window: Window, block: tuple[int, int], at: tuple[int, int], values: Array, out: Array) -> None:
     """Copy the part of a block that lies in `window` to `out`, whose pixels are those of `window`."""
     top, left = at[0] * block[0], at[1] * block[1]
     first, last = max(top, window.row), min(top + values.shape[0], window.row + window.height)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
-FIRST, MOST = 16, 64
+FIRST, MOST = 32, 64
 """Requests in flight to one host: at the beginning, and at most."""
 CAUTIOUS_S = 10.0
 """Time for which the number that a host refused is not tried again."""

@@ -46,7 +46,7 @@ class Needed:
     """What a window of one file needs: bytes of blocks, and ranges that hold them."""
 
     size: int
-    runs: int
+    ranges: int
 
 
 def write(path: Path, block: str, seed: int) -> None:
@@ -75,10 +75,10 @@ def bounds_of(window: int) -> tuple[float, float, float, float]:
 def needed(path: Path, window: int) -> Needed:
     """Return what the window of a file needs, by the table of its blocks."""
     if path.suffix == ".jp2":
-        return Needed(size=sum(jp2_tiles(path.read_bytes(), window)), runs=0)
+        return Needed(size=sum(jp2_tiles(path.read_bytes(), window)), ranges=0)
     table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, path.name)
-    runs = blocks.plan_runs(table, grids.window_over(table.grid, bounds_of(window), margin=2))
-    return Needed(size=sum(int(table.sizes[place]) for run in runs for place in run.blocks), runs=len(runs))
+    joined = blocks.plan_ranges(table, grids.window_over(table.grid, bounds_of(window), margin=2))
+    return Needed(size=sum(int(table.sizes[index]) for span in joined for index in span.blocks), ranges=len(joined))
 
 
 def jp2_tiles(content: bytes, window: int) -> list[int]:
@@ -181,7 +181,7 @@ def compare(chosen: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]:
         for number in range(count):
             os.link(sources[number % 2], folder / f"{block}-{number // BANDS}-B{number % BANDS}.{ending}")
         names = [[f"{block}-{n}-B{b}.{ending}" for b in range(BANDS)] for n in range(count // BANDS)]
-        total = Needed(size=one.size * count, runs=one.runs * count)
+        total = Needed(size=one.size * count, ranges=one.ranges * count)
         with nginx(folder, work / f"nginx-{block}") as ports:
             for http in chosen.http.split(","):
                 for ms in chosen.ms.split(","):
@@ -218,8 +218,8 @@ def measure(
             figures[who] = {"seconds": done["seconds"], "cpu_seconds": done["cpu_seconds"], **asked}
             figures[who]["of_link"] = figures["link_s"] / done["seconds"]
             figures[who]["read_over_needed"] = asked["bytes"] / total.size
-            if total.runs:
-                figures[who]["ranges_per_run"] = (sum(asked["methods"].values()) - asked["headers"]) / total.runs
+            if total.ranges:
+                figures[who]["requests_per_range"] = (sum(asked["methods"].values()) - asked["headers"]) / total.ranges
     assert all(found == hashes[0] for found in hashes), "pixels differ"
     return figures
 

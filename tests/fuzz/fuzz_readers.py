@@ -117,12 +117,12 @@ def _read_blocks(path: Path) -> None:
     with contextlib.suppress(block_tables.OtherLayoutError, blocks.DamagedBlockError):
         table = block_tables.parse({0: bytes(content)}, len(content), "B02")
         height, width = table.grid.shape
-        runs = blocks.plan_runs(table, Window(row=0, col=0, height=height, width=width))
-        blocks.check_sizes(table, runs, len(content), "B02")
-        for run in runs:
-            for place in run.blocks:
-                start = int(table.offsets[place])
-                blocks.decode(table, place, content[start : start + int(table.sizes[place])])
+        joined = blocks.plan_ranges(table, Window(row=0, col=0, height=height, width=width))
+        blocks.check_sizes(table, joined, len(content), "B02")
+        for span in joined:
+            for index in span.blocks:
+                start = int(table.offsets[index])
+                blocks.decode(table, index, content[start : start + int(table.sizes[index])])
 
 
 def _zarr(folder: Path, path: Path) -> None:
