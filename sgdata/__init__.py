@@ -59,7 +59,7 @@ _HOME = {
     "open_build": ("builds.build_folder", "open_build"),
     "open_map": ("builds.open_map", "open_map"),
     "open_scenes": ("builds.open_scenes", "open_scenes"),
-    "open_shards": ("pages.open_shards", "open_shards"),
+    "open_shards": ("shards.open_shards", "open_shards"),
     "plan": ("commands.builds", "plan"),
     "release": ("commands.publish", "release"),
     "run_demo": ("commands.simulation", "demo"),
