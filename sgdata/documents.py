@@ -1,8 +1,9 @@
-"""Read untrusted bytes, gzip and JSON, checking size limits before allocating."""
+"""Read untrusted bytes, gzip, JSON and XML, checking size limits before allocating."""
 
 from __future__ import annotations
 
 import json
+import xml.etree.ElementTree as ET
 import zlib
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,19 @@ def parse_json(content: bytes | str, origin: str, limit: Limit = DOCUMENT_VALUES
         raise SourceError(
             f"{origin}: cannot be read as JSON: {reason:.100}; begins with {content[:60]!r}; fetch or write it again"
         ) from None
+
+
+def parse_xml(content: bytes) -> ET.Element:
+    """Parse XML without a document type, which may declare entities that expand without limit.
+
+    Raises:
+        ValueError: The XML declares a document type.
+        xml.etree.ElementTree.ParseError: The XML is malformed.
+        LookupError: Its encoding is unknown.
+    """
+    return ET.fromstring(content, ET.XMLParser(target=_WithoutDoctype()))
+
+
+class _WithoutDoctype(ET.TreeBuilder):
+    def doctype(self, *_: object) -> None:
+        raise ValueError("it declares a document type")

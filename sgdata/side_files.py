@@ -75,15 +75,9 @@ def _is_statistic(node: ET.Element) -> bool:
 def _parsed(path: Path) -> ET.Element | None:
     """Return the root of an XML file; None if it is too large, is damaged or declares a document type."""
     try:
-        content = documents.read_bytes(path, SIDE_FILE_BYTES)
-        return ET.fromstring(content, ET.XMLParser(target=_WithoutDoctype()))
+        return documents.parse_xml(documents.read_bytes(path, SIDE_FILE_BYTES))
     except (OSError, SourceError, ET.ParseError, ValueError, LookupError):
         return None
-
-
-class _WithoutDoctype(ET.TreeBuilder):
-    def doctype(self, *_: object) -> None:
-        raise ValueError("it declares a document type")
 
 
 def categories(names: Mapping[int, str]) -> bytes:

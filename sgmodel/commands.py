@@ -250,13 +250,13 @@ def predict(
     # As overrides, so that the recipe stored beside the predictions holds them.
     given = [f"{name}={json.dumps(value)}" for name, value in options.items() if value]
     chosen = files.read(inference.PredictRecipe, recipe_files.find(recipe, "predict"), [*(changes or ()), *given])
-    several = predict_places.find(source)
+    several = predict_places.find_inputs(source)
     if after is not None and several:
         raise SettingError(f"--after {after}: {len(several)} inputs are given, expected one; give one --input")
     inputs = (source[0],) if after is None else (source[0], after)
     paths = inference.PredictPaths(inputs=inputs, weights=hub.resolve(weights), out=out, device=device, threads=threads)
     if several:
-        return _predictions(predict_places.run(chosen, several, paths, cluster=cluster), out)
+        return _predictions(predict_places.predict_each(chosen, several, paths, cluster=cluster), out)
     if cluster:
         raise SettingError(f"--cluster {cluster}: one input is predicted here; give several as --input")
     code = inference.main(chosen, paths)

@@ -13,14 +13,13 @@ from synthetic_shards import contract, sample, write
 from test_pretrain import recipe, run_paths_for
 
 from sgdata import files, package_data, sentinel2
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.shards import write_shards
 from sgdata.types import BandStatistics, Contract
 from sgmodel.checkpoints import cards
 from sgmodel.data import band_selection, normalise
 from sgmodel.models import encoder, mae, specs
 from sgmodel.recipes import classify, pretrain
-from sgmodel.train import training
 
 TEN = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B8A", "B11", "B12")
 NO_LAST_GROUP = tuple(name for name in sentinel2.L2A_BANDS if name not in {"B08", "B09", "B11", "B12"})
@@ -111,7 +110,7 @@ def test_a_twelve_band_model_trains_on_ten_bands_and_its_card_records_how(
     assert (card.normalisation.missing, card.normalisation.absent) == (policy, ("B08", "B09"))
     assert card.model.encoder == made.model
     start = run_paths_for(ten, tmp_path / "next", weights=tmp_path / "checkpoint-last", stop_after=1)
-    assert pretrain.main(made, start) == training.STOPPED
+    assert pretrain.main(made, start) == ExitCode.FINDINGS
     other = "nearest" if policy == "mean" else "mean"
     with pytest.raises(SettingError, match=f"missing is '{other}', was '{policy}'"):
         pretrain.main(recipe(f"normalise.missing={other}"), dataclasses.replace(start, out=tmp_path / "other"))
@@ -124,7 +123,7 @@ def test_weights_that_saw_all_bands_go_to_data_with_fewer(ten: Path, tmp_path: P
     start = run_paths_for(ten, tmp_path / "run", weights=tmp_path / "first" / "checkpoint-last", stop_after=1)
     with pytest.raises(SettingError, match="bands: B08 B09 not in the shards"):
         pretrain.main(recipe(*same), start)
-    assert pretrain.main(recipe(*same, "normalise.missing=mean"), start) == training.STOPPED
+    assert pretrain.main(recipe(*same, "normalise.missing=mean"), start) == ExitCode.FINDINGS
 
 
 def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
@@ -135,7 +134,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     weights = tmp_path / "first" / "checkpoint-last"
     made = recipe(*same, "normalise.missing=drop-group", "training.average=0.9")
     assert (
-        pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)) == training.STOPPED
+        pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)) == ExitCode.FINDINGS
     )
     assert pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights)) == 0
     last = cards.read(tmp_path / "run" / "checkpoint-last")

@@ -14,12 +14,12 @@ import torch
 from synthetic_shards import scene, scene_contract, write, write_scenes
 
 from sgdata import files, package_data
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.shards import write_shards
 from sgmodel.checkpoints import cards, transfer
 from sgmodel.models import heads
 from sgmodel.recipes import classify
-from sgmodel.train import run_paths, training
+from sgmodel.train import run_paths
 
 TRAIN = package_data.folder("recipes") / "train"
 TINY = (
@@ -86,7 +86,7 @@ def test_figures_name_their_subset(whole: Path) -> None:
 
 def test_interrupted_equals_uninterrupted_with_mixing_on(single: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe(*MIXED, "evaluate_every=10")
-    assert classify.main(made, run_paths_for(single, tmp_path, stop_after=7)) == training.STOPPED
+    assert classify.main(made, run_paths_for(single, tmp_path, stop_after=7)) == ExitCode.FINDINGS
     assert classify.main(made, run_paths_for(single, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 
@@ -172,7 +172,7 @@ def test_fewer_labels_are_the_same_ones_for_every_run(single: Path, tmp_path: Pa
 def test_the_head_is_drawn_small_where_weights_are_given(single: Path, whole: Path, tmp_path: Path) -> None:
     start = run_paths_for(single, tmp_path, weights=whole / "checkpoint-last", stop_after=1)
     made = recipe("head_std=2e-5", "training.optimizer.lr=1e-12")
-    assert classify.main(made, start) == training.STOPPED
+    assert classify.main(made, start) == ExitCode.FINDINGS
     assert float(weights(tmp_path)["head.weight"].std()) == pytest.approx(2e-5, rel=0.2)
 
 

@@ -16,7 +16,7 @@ from synthetic_shards import write
 from torch.nn import functional
 
 from sgdata import files, package_data
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import loader
 from sgmodel.ledger import experiments
@@ -105,7 +105,7 @@ def test_simclr_compares_with_all_other_views() -> None:
 def test_interrupted_equals_uninterrupted_and_the_backbone_is_reused(method: str, folder: Path, tmp_path: Path) -> None:
     made = recipe(method, *(["contrast.queue=16"] if method == "moco" else []))
     assert contrast.main(made, run_paths_for(folder, tmp_path / "whole")) == 0
-    assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=2)) == training.STOPPED
+    assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=2)) == ExitCode.FINDINGS
     assert contrast.main(made, run_paths_for(folder, tmp_path / "cut", workers=3)) == 0
     sums = [(tmp_path / name / "SHA256SUMS").read_bytes() for name in ("whole", "cut")]
     assert sums[0] == sums[1]
@@ -198,7 +198,7 @@ def test_every_row_of_the_ledger_runs_two_steps(
         encoder = dataclasses.replace(made.model.encoder, image_px=64)
         made = dataclasses.replace(made, model=dataclasses.replace(made.model, encoder=encoder))
     code = program.main(made, run_paths_for(folder, tmp_path / "b", weights=weights, stop_after=2, dry_run=dry))
-    assert code == (0 if dry else training.STOPPED)
+    assert code == (0 if dry else ExitCode.FINDINGS)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from test_encoder import TINY as TINY_ENCODER
 from test_encoder import images
 
 from sgdata import files, package_data
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import heads, upernet
@@ -84,7 +84,7 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
 
 def test_interrupted_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.epochs=12", "val_split=test", "evaluate_every=6")
-    assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
+    assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == ExitCode.FINDINGS
     assert detect_change.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
     assert (tmp_path / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
 

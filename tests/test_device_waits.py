@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import adam
 
 from sgdata import files
+from sgdata.errors import ExitCode
 from sgdata.shards import write_shards
 from sgmodel import devices
 from sgmodel.data import loader, windows
@@ -65,7 +66,9 @@ def run_steps(program: str, folder: Path, launch: devices.Launch, change: Any = 
     model: nn.Module = made.build(setting.recipe).to(launch.device)
     setting = replace(setting, launch=launch)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    updates = loop.Updates(forward=model, optimizer=optimizer, schedule=lambda step: 0.1, parts=2, clip_norm=1.0)
+    updates = loop.Updates(
+        forward=model, optimizer=optimizer, schedule=lambda step: 0.1, micro_batches=2, clip_norm=1.0
+    )
     trained = windows.Windows(source, setting.recipe.windows) if program == "detect_change" else source
     batches = loader.load(trained, iter([next(loader.in_order(4, 4))] * 3), threads=1)
     return list(loop.steps(lambda part: change(made.objective(setting, model, part)), batches, updates, launch))
@@ -103,7 +106,7 @@ def test_a_step_that_fails_leaves_the_run_at_the_step_before(log_every: int, tmp
     with pytest.raises(loop.NotFiniteError, match=f"step 1: loss nan.*not finite for 1 of 4 samples: {bad.key}"):
         pretrain.main(recipe(*settings, *poison), runs["failed"])
     stopped = replace(runs["stopped"], stop_after=1)
-    assert pretrain.main(recipe(*settings, *poison), stopped) == training.STOPPED
+    assert pretrain.main(recipe(*settings, *poison), stopped) == ExitCode.FINDINGS
     folders = [tmp_path / name / "checkpoint-last" for name in runs]
     assert files.read_sums(folders[0]) == files.read_sums(folders[1])
     assert "average.safetensors" in files.read_sums(folders[0])

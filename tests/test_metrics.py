@@ -103,7 +103,7 @@ def test_average_precision_with_ties_and_weights_by_hand(seed: int, levels: int)
     scores, targets = rng.integers(0, levels, 25) / levels, rng.integers(0, 2, 25)
     targets[0] = 1
     weights = rng.integers(0, 4, 25)
-    ranked = metrics.ranking(torch.from_numpy(scores), torch.from_numpy(targets))
+    ranked = metrics.rank(torch.from_numpy(scores), torch.from_numpy(targets))
     assert metrics.average_precision(ranked) == pytest.approx(area_by_hand(scores, targets))
     weights[0] = 1
     again = metrics.average_precision(ranked, weights)

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from synthetic_shards import contract, sample, write
 
 from sgdata import files, package_data, sentinel2
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.shards import tar_format, write_shards
 from sgdata.types import Sample
 from sgmodel.data import loader, mixture, upsample
 from sgmodel.recipes import pretrain
-from sgmodel.train import run_paths, training
+from sgmodel.train import run_paths
 
 BANDS = sentinel2.L2A_BANDS
 SHARES = {"doubled": 1.0, "toy": 3.0}
@@ -165,7 +165,7 @@ def test_pretraining_on_a_mixture_stops_and_resumes(folders: dict[str, Path], tm
         )
 
     assert pretrain.main(recipe(), run_paths_for("whole")) == 0
-    assert pretrain.main(recipe(), run_paths_for("cut", stop=4)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for("cut", stop=4)) == ExitCode.FINDINGS
     assert pretrain.main(recipe(), run_paths_for("cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == (tmp_path / "whole" / "SHA256SUMS").read_bytes()
     alone = replace(recipe(), training=replace(recipe().training, mixture={}))

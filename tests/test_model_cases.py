@@ -50,7 +50,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 import sgmodel
 from sgdata import package_data
-from sgdata.errors import SourceError
+from sgdata.errors import ExitCode, SourceError
 from sgdata.shards import contracts, write_shards
 from sgdata.types import Array, Sample
 from sgmodel import commands
@@ -58,7 +58,6 @@ from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.data import loader, normalise
 from sgmodel.models import encoder, heads, mae
 from sgmodel.recipes import pretrain, segment
-from sgmodel.train import training
 
 Change = Callable[[Sample], None]
 
@@ -334,7 +333,7 @@ def test_the_warning_signal_of_slurm_saves_and_the_same_command_resumes(folder: 
             code = pretrain.main(pretraining(), run_paths_for(folder, tmp_path))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert code == training.STOPPED
+    assert code == ExitCode.FINDINGS
     assert json.loads((tmp_path / "checkpoint-last" / "training.json").read_text())["steps"] == 2
     assert pretrain.main(pretraining(), run_paths_for(folder, tmp_path)) == 0
 
@@ -343,7 +342,7 @@ def test_the_warning_signal_of_slurm_saves_and_the_same_command_resumes(folder: 
 def stopped(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run stopped after two steps."""
     out = tmp_path_factory.mktemp("stopped") / "run"
-    assert pretrain.main(pretraining(), run_paths_for(folder, out, stop_after=2)) == training.STOPPED
+    assert pretrain.main(pretraining(), run_paths_for(folder, out, stop_after=2)) == ExitCode.FINDINGS
     return out
 
 
@@ -357,7 +356,7 @@ def test_a_run_resumes_with_settings_that_change_no_result(
     for name, settings in (("same", ()), ("other", (setting,))):
         shutil.copytree(stopped, tmp_path / name)
         made = pretraining(*settings)
-        assert pretrain.main(made, run_paths_for(folder, tmp_path / name, stop_after=1)) == training.STOPPED
+        assert pretrain.main(made, run_paths_for(folder, tmp_path / name, stop_after=1)) == ExitCode.FINDINGS
         states.append(weight_files.read_safetensors(tmp_path / name / "checkpoint-last" / "model.safetensors"))
     torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-4)
 

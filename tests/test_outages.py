@@ -15,10 +15,10 @@ from synthetic_shards import write
 from test_pretrain import TINY, recipe, run_paths_for
 
 from sgdata import files, output_names
-from sgdata.errors import SourceError
+from sgdata.errors import ExitCode, SourceError
 from sgmodel.data import loader, tar_source
 from sgmodel.recipes import pretrain
-from sgmodel.train import run_folder, training
+from sgmodel.train import run_folder
 
 TAR = "toy-train-000000.tar"
 WHOLE = "augment.crop_area=[1.0, 1.0]"
@@ -121,7 +121,7 @@ def test_the_options_reach_reads_and_recipe(folder: Path, tmp_path: Path, capsys
         words += ["--out", tmp_path / "run", "--retry-minutes", "0.5", "--stop-after", "1", "--set", WHOLE]
         assert sgmodel(*words, "--verify", "sometimes") == 2
         assert "training.verify" in capsys.readouterr().err
-        assert sgmodel(*words, "--verify", "always") == training.STOPPED
+        assert sgmodel(*words, "--verify", "always") == ExitCode.FINDINGS
     (mark,) = (tmp_path / "cache").glob(f"*/{tar_source.MARK}")
     assert json.loads(mark.read_bytes())["retry_s"] == 30
     assert files.read_plain(tmp_path / "run" / output_names.RECIPE)["training"]["verify"] == "always"

@@ -19,13 +19,13 @@ from baselines import build
 from synthetic_shards import contract, pair, pair_contract, sample, scene, scene_contract, write_scenes
 
 from sgdata import files, package_data
-from sgdata.errors import SettingError, SgdataError
+from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgdata.shards import write_shards
 from sgdata.types import Contract, Sample
 from sgmodel.checkpoints import cards, checkpoint_folder, transfer
 from sgmodel.data import normalise
 from sgmodel.recipes import classify, detect_change, pretrain, segment
-from sgmodel.train import run_paths, training
+from sgmodel.train import run_paths
 
 TRAIN = package_data.folder("recipes") / "train"
 SIZES = ("model.encoder.image_px=16", "model.encoder.width=32", "model.encoder.depth=2", "training.batch=4")
@@ -132,7 +132,7 @@ def test_weights_of_other_data_are_refused_by_name_and_taken_on_demand(tmp_path:
     start = run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)
     with pytest.raises(SettingError, match=message):
         program.main(program.recipe(), start)
-    assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, training.STOPPED}
+    assert program.main(program.recipe(f"accept=['{what}']"), start) in {0, ExitCode.FINDINGS}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -98,7 +98,7 @@ def test_the_best_threshold_equals_that_of_a_search(pairs: list[tuple[int, bool]
         found = scores >= threshold
         return 2 * (found & changed).sum() / max(found.sum() + changed.sum(), 1)
 
-    best = pixel_change._best(scores, changed, pixel_change.THRESHOLDS)
+    best = pixel_change._best_threshold(scores, changed, pixel_change.THRESHOLDS)
     assert f1(best) == pytest.approx(max(f1(each) for each in pixel_change.THRESHOLDS))
 
 
@@ -118,7 +118,7 @@ def test_settings_that_no_detector_has_are_refused(
 
 def test_pixels_of_one_class_are_refused() -> None:
     with pytest.raises(SettingError, match="9 training pixels are all of one class"):
-        pixel_change._trained("boosting", np.zeros((9, 2)), np.zeros(9, bool), 0)
+        pixel_change._fit_model("boosting", np.zeros((9, 2)), np.zeros(9, bool), 0)
 
 
 def test_a_missing_library_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

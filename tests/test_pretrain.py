@@ -26,7 +26,7 @@ from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
 from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
-from sgmodel.train import loop, run_paths, training
+from sgmodel.train import loop, run_paths
 
 TINY = (
     "model.image_px=32",
@@ -98,11 +98,11 @@ def test_another_seed_another_curve(folder: Path, whole: Path, tmp_path: Path) -
 
 def test_stopped_twice_and_resumed_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=4)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=4)) == ExitCode.FINDINGS
     assert not (out / "SHA256SUMS").exists()
     # Killed before the checkpoint that was replaced had gone.
     shutil.copytree(out / "checkpoint-last", out / ".checkpoint-last.old")
-    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=1)) == training.STOPPED
+    assert pretrain.main(recipe(), run_paths_for(folder, out, stop_after=1)) == ExitCode.FINDINGS
     # Killed after a step that no checkpoint holds: its line is written again.
     with (out / "metrics.jsonl").open("a") as handle:
         handle.write('{"step": 5, "loss": 0.0}\n{"step": 6, "lo')
@@ -167,7 +167,7 @@ def test_fresh_starts_over(folder: Path, whole: Path, tmp_path: Path) -> None:
     (out / "notes.txt").write_text("mine")
     assert (
         pretrain.main(recipe("training.seed=5"), run_paths_for(folder, out, fresh=True, stop_after=1))
-        == training.STOPPED
+        == ExitCode.FINDINGS
     )
     assert (out / "metrics.jsonl").read_text().count("\n") == 1
     assert (out / "notes.txt").read_text() == "mine"
@@ -181,7 +181,7 @@ def test_other_data_is_refused_by_name(whole: Path, tmp_path: Path) -> None:
 
 def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path: Path) -> None:
     start = run_paths_for(folder, tmp_path / "run", weights=whole / "checkpoint-last", stop_after=1)
-    assert pretrain.main(recipe(), start) == training.STOPPED
+    assert pretrain.main(recipe(), start) == ExitCode.FINDINGS
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text())
     last = json.loads((whole / "metrics.jsonl").read_text().splitlines()[-2])
     assert first["loss"] < 1.2 * last["loss"]
@@ -194,7 +194,7 @@ def test_starting_weights_and_their_contract(folder: Path, whole: Path, tmp_path
         pretrain.main(recipe(), waived)
     with pytest.raises(SettingError, match="normalisation differs .* mean is"):
         pretrain.main(recipe('accept=["level"]'), waived)
-    assert pretrain.main(recipe('accept=["level", "normalisation"]'), waived) == training.STOPPED
+    assert pretrain.main(recipe('accept=["level", "normalisation"]'), waived) == ExitCode.FINDINGS
 
 
 def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_data_that_cannot_feed_the_model(folder: Path, tmp_path: Path) -> None:
 def test_bands_are_chosen_by_name(folder: Path, tmp_path: Path) -> None:
     names = ("B12", "B02", "B08")
     made = dataclasses.replace(recipe("model.bands=3"), bands=names)
-    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=1)) == training.STOPPED
+    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=1)) == ExitCode.FINDINGS
     card = cards.read(tmp_path / "checkpoint-last")
     assert card.contract is not None
     assert card.normalisation is not None
@@ -264,7 +264,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
     stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
     made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
     start = run_paths_for(folder, tmp_path / "run", named={"toy": folder})
-    assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == training.STOPPED
+    assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == ExitCode.FINDINGS
     assert pretrain.main(made, start) == 0
     first, second = (tmp_path / "run" / f"stage-{n}-toy" for n in (1, 2))
     losses = [json.loads((one / "results.json").read_text()) for one in (first, second)]
@@ -293,7 +293,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
 @pytest.mark.parametrize("more", [["training.precision=fp16"], ["training.precision=bf16", "training.recompute=true"]])
 def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
     made = recipe(*more, "training.average=0.5", "training.epochs=4")
-    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == training.STOPPED
+    assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == ExitCode.FINDINGS
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     ours, theirs = (
         [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()[:2]]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgdata import files
-from sgdata.errors import SettingError
+from sgdata.errors import ExitCode, SettingError
 from sgdata.shards import write_shards
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
@@ -208,7 +208,7 @@ def test_training_ends_early_and_stays_ended(tmp_path: Path) -> None:
     assert segment.main(made, run_paths_for(folder, tmp_path / "run")) == 0
     assert (tmp_path / "run" / "SHA256SUMS").read_bytes() == sums
     for stop in (1, 1):
-        assert segment.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=stop)) == training.STOPPED
+        assert segment.main(made, run_paths_for(folder, tmp_path / "cut", stop_after=stop)) == ExitCode.FINDINGS
     assert segment.main(made, run_paths_for(folder, tmp_path / "cut")) == 0
     assert (tmp_path / "cut" / "SHA256SUMS").read_bytes() == sums
     # A later end is a change that a run takes, and records.

@@ -11,11 +11,11 @@ import pytest
 from synthetic_shards import contract, sample, write
 
 from sgdata import files, package_data
-from sgdata.errors import SettingError, SourceError
+from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards
 from sgmodel.recipes import pretrain, segment
-from sgmodel.train import run_paths, training
+from sgmodel.train import run_paths
 
 TINY = (
     "model.encoder.image_px=32",
@@ -72,7 +72,7 @@ def test_interrupted_equals_uninterrupted_with_dropout_on(
     made = recipe("tiny", *TINY)
     assert made.model.head is not None
     assert made.model.head.dropout > 0
-    assert segment.main(made, run_paths_for(folder, tmp_path, stop_after=2)) == training.STOPPED
+    assert segment.main(made, run_paths_for(folder, tmp_path, stop_after=2)) == ExitCode.FINDINGS
     with caplog.at_level("INFO", "sgdata"):
         assert segment.main(made, run_paths_for(folder, tmp_path, workers=3)) == 0
     assert f"{tmp_path}: resumes at step 2 of " in caplog.text
@@ -114,7 +114,7 @@ def test_fine_tuning_loads_the_encoder_of_a_pretraining_run(folder: Path, tmp_pa
     pretrain.main(pretraining, run_paths_for(folder, tmp_path / "pretrain"))
     weights = tmp_path / "pretrain" / "checkpoint-last"
     start = run_paths_for(folder, tmp_path / "segment", weights=weights, stop_after=1)
-    assert segment.main(recipe("tiny", *TINY), start) == training.STOPPED
+    assert segment.main(recipe("tiny", *TINY), start) == ExitCode.FINDINGS
 
     with pytest.raises(SettingError, match="normalisation differs .* scheme is 'minmax', was 'zscore'"):
         segment.main(recipe("tiny", *TINY, "normalise.scheme=minmax"), start)

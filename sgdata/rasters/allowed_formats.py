@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from sgdata import limits
+from sgdata import documents, limits
 from sgdata.errors import SourceError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def check_vrt(path: Path, outer: tuple[Path, ...] = ()) -> list[Path]:
     limits.VRT_NESTING.check(len(outer) + 1, str(path))
     limits.VRT_BYTES.check(path.stat().st_size, str(path))
     try:
-        root = ET.fromstring(path.read_bytes(), ET.XMLParser(target=_WithoutDoctype()))
+        root = documents.parse_xml(path.read_bytes())
     except (ET.ParseError, ValueError, LookupError) as error:
         raise SourceError(f"{path}: cannot be read as VRT: {error}; write it as GeoTIFF") from None
     names = []
@@ -127,11 +127,6 @@ def _check_source(name: Path, path: Path, outer: tuple[Path, ...]) -> list[Path]
     except RasterioError:
         raise SourceError(f"{path}: source {name} is not {' or '.join(drivers)}; remove it") from None
     return [name]
-
-
-class _WithoutDoctype(ET.TreeBuilder):
-    def doctype(self, *_: object) -> None:
-        raise ValueError("it declares a document type")
 
 
 def check_declared(dataset: DatasetReader, name: str) -> None:

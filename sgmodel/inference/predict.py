@@ -138,10 +138,10 @@ def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predicto
         raise SettingError(
             f"{weights}: a pretrained model ({kind}) without classes; fine-tune it, or give --what embeddings"
         )
-    whole, px = contract.label_space.task in SCENES, card.model.px
+    is_scene_task, px = contract.label_space.task in SCENES, card.model.px
     trained = contract.shape[1] if contract.shape else 0
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
-    ground = windows.image_side((trained or px) if whole else px, contract)
+    ground = windows.image_side((trained or px) if is_scene_task else px, contract)
     return Predictor(
         model=cards.load(weights).to(launch.device),
         contract=contract,
@@ -174,7 +174,7 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
             grid.shape, px=predictor.ground_px, output_shape=predictor.output_shape, overlap=recipe.overlap
         )
         rows = tiling.blend(plan, partial(_read, dates), predictor.predict, batch=recipe.batch)
-        rows = itertools.chain(rows, _closed(stack))
+        rows = itertools.chain(rows, _close_rasters(stack))
         outputs: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
         if predictor.task in SCENES:
@@ -197,7 +197,7 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
         output_files.write_maps(maps, outputs)
 
 
-def _closed(stack: ExitStack) -> Iterator[tiling.Row]:
+def _close_rasters(stack: ExitStack) -> Iterator[tiling.Row]:
     """Yield nothing, but close the rasters, so that their cache is freed before the maps are written."""
     stack.close()
     yield from ()
@@ -263,9 +263,9 @@ def _outputs(
         dates = [upsample.image(batch.arrays, batch.valid_size, stored, torch.device("cpu")).numpy()]
     pixels, valid = [], []
     for number, (height, width) in enumerate(batch.valid_size.tolist()):
-        parts = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
-        pixels.append(parts[0])
-        valid.append(parts[1])
+        stacked = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])
+        pixels.append(stacked[0])
+        valid.append(stacked[1])
     outputs = predictors.predict_samples(
         predictor, predictor.predict, pixels, valid, overlap=recipe.overlap, batch=recipe.batch
     )

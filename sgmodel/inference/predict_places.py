@@ -32,24 +32,24 @@ class Predicted:
     message: str = ""
 
 
-def find(inputs: Sequence[Path]) -> dict[str, Path]:
+def find_inputs(inputs: Sequence[Path]) -> dict[str, Path]:
     """Return several inputs by name: the builds of a folder, or all that are given; none for a single one.
 
     Raises:
         SettingError: Two inputs have one name.
     """
-    named: dict[str, Path] = {}
+    path_of: dict[str, Path] = {}
     for path in inputs:
         builds = [] if (path / output_names.IMAGE).exists() else sorted(path.glob(f"*/{output_names.IMAGE}"))
-        for each in [build.parent for build in builds] or [path]:
-            name = each.resolve().name if each.is_dir() else each.stem
-            if name in named:
-                raise SettingError(f"--input: {named[name]} and {each} are both named '{name}'; rename one")
-            named[name] = each
-    return named if len(named) > 1 or (inputs and named and next(iter(named.values())) != inputs[0]) else {}
+        for input_path in [build.parent for build in builds] or [path]:
+            name = input_path.resolve().name if input_path.is_dir() else input_path.stem
+            if name in path_of:
+                raise SettingError(f"--input: {path_of[name]} and {input_path} are both named '{name}'; rename one")
+            path_of[name] = input_path
+    return path_of if len(path_of) > 1 or (inputs and path_of and next(iter(path_of.values())) != inputs[0]) else {}
 
 
-def run(
+def predict_each(
     recipe: PredictRecipe, inputs: dict[str, Path], shared: PredictPaths, *, cluster: str | None
 ) -> list[Predicted]:
     """Predict each input into `shared.out/<name>`, one after the other or on the workers of a Dask cluster.
@@ -61,14 +61,14 @@ def run(
     ]
     if cluster:
         jobs = [pool.absolute(job) for job in jobs]
-    runs = pool.run(partial(_predict_one, recipe), jobs, workers=1, cluster=cluster, folder=shared.out)
-    done = []
-    for name, one in zip(inputs, progress.track(runs, label="inputs", total=len(jobs)), strict=True):
-        done.append(replace(one, name=name))
-    return done
+    outcomes = pool.run(partial(_predict_input, recipe), jobs, workers=1, cluster=cluster, folder=shared.out)
+    predicted = []
+    for name, outcome in zip(inputs, progress.track(outcomes, label="inputs", total=len(jobs)), strict=True):
+        predicted.append(replace(outcome, name=name))
+    return predicted
 
 
-def _predict_one(recipe: PredictRecipe, paths: PredictPaths) -> Predicted:
+def _predict_input(recipe: PredictRecipe, paths: PredictPaths) -> Predicted:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the folder, which the table has
             code = predict.main(recipe, paths)

@@ -121,11 +121,11 @@ def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Te
         return
     corners = []
     for top, left, height, width in geometry.box.tolist():
-        places = itertools.product(*(tiling.tile_starts(side, size, size) for side in (height, width)))
-        corners.append([(top + row, left + col, min(height, size), min(width, size)) for row, col in places])
-    for turn in range(max(map(len, corners))):
-        box = torch.tensor([each[min(turn, len(each) - 1)] for each in corners])
-        weight = torch.tensor([float(turn < len(each)) for each in corners], device=x.device)
+        offsets = itertools.product(*(tiling.tile_starts(side, size, size) for side in (height, width)))
+        corners.append([(top + row, left + col, min(height, size), min(width, size)) for row, col in offsets])
+    for number in range(max(map(len, corners))):
+        box = torch.tensor([boxes[min(number, len(boxes) - 1)] for boxes in corners])
+        weight = torch.tensor([float(number < len(boxes)) for boxes in corners], device=x.device)
         yield augment.transform_images(x, replace(geometry, box=box), size), weight
 
 
@@ -178,10 +178,12 @@ def predict_samples(
         return list(predict(np.stack(pixels)))
     if kind.task in SCENES:
         return [predict(values[None])[0] for values in pixels]
-    return [_whole(kind, predict, *each, overlap=overlap, batch=batch) for each in zip(pixels, valid, strict=True)]
+    return [
+        _predict_all(kind, predict, *each, overlap=overlap, batch=batch) for each in zip(pixels, valid, strict=True)
+    ]
 
 
-def _whole(
+def _predict_all(
     kind: Predictor, predict: tiling.Predict, pixels: Array, valid: Array, *, overlap: float, batch: int
 ) -> Array:
     plan = tiling.plan(

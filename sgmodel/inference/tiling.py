@@ -120,11 +120,11 @@ def blend(plan: TilePlan, read: Read, predict: Predict, *, batch: int) -> Iterat
                 # Added from left to right, so that the order of the sum does not depend on the batch.
                 weight = weights_down[i][:, None] * weights_across[j]
                 total[:, :, plan.cols[j] : plan.cols[j] + side] += output * weight
-        done = (plan.rows[i + 1] if i + 1 < len(plan.rows) else height) - row
+        finished_rows = (plan.rows[i + 1] if i + 1 < len(plan.rows) else height) - row
         # Rows above the next tiles are final.
-        yield row, total[:, :done, :width], cells_valid[:done, :width]
-        total[:, : side - done] = total[:, done:].copy()
-        total[:, side - done :] = 0
+        yield row, total[:, :finished_rows, :width], cells_valid[:finished_rows, :width]
+        total[:, : side - finished_rows] = total[:, finished_rows:].copy()
+        total[:, side - finished_rows :] = 0
 
 
 def _strip(plan: TilePlan, read: Read, row: int, across: int) -> tuple[Array, Array]:

@@ -159,10 +159,12 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
     if recipe.smoothing and recipe.focal:
         raise SettingError(f"focal is {recipe.focal}, smoothing {recipe.smoothing}: set one of the two to 0.0")
     division, world = settings.division, distributed.world_size()
-    if recipe.mix.mixes and division.each % (2 * division.parts):
+    if recipe.mix.mixes and division.per_process % (2 * division.micro_batches):
         processes = f" on each of {world} processes" if world > 1 else ""
-        message = f"batch {settings.batch} in {division.parts} parts{processes}: mixup and CutMix pair neighbours"
-        whole = 2 * division.parts * world
+        message = (
+            f"batch {settings.batch} in {division.micro_batches} parts{processes}: mixup and CutMix pair neighbours"
+        )
+        whole = 2 * division.micro_batches * world
         raise SettingError(f"{message}; set training.batch = {-(-settings.batch // whole) * whole}")
 
 
@@ -183,8 +185,8 @@ def objective(
     if recipe.mix.mixes:
         how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
     total, count = torch.zeros((), device=device), torch.zeros((), device=device)
-    kept = frozen_features.of_batch(batch, device, px)
-    for x, weight in [(kept[0], torch.ones(len(y), device=device))] if kept else views(setup, batch):
+    encoded = frozen_features.of_batch(batch, device, px)
+    for x, weight in [(encoded[0], torch.ones(len(y), device=device))] if encoded else views(setup, batch):
         if isinstance(x, Tensor):
             # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.
             x = augment.erase(x, recipe.mix, batch.samples, batch.epoch, seed=seed)
@@ -215,13 +217,13 @@ def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | No
         return functional.multilabel_soft_margin_loss(logits, y, weights)
     if single:
         log_p = functional.log_softmax(logits, dim=1)
-        each = -y * log_p * (1 - log_p.exp()).clamp(min=1e-6) ** recipe.focal
+        losses = -y * log_p * (1 - log_p.exp()).clamp(min=1e-6) ** recipe.focal
     else:
         p = logits.sigmoid()
-        doubt = (y * (1 - p) + (1 - y) * p).clamp(min=1e-6)
+        uncertainty = (y * (1 - p) + (1 - y) * p).clamp(min=1e-6)
         bce = functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        each = bce * doubt**recipe.focal / y.shape[1]
-    return (each if weights is None else each * weights).sum(dim=1).mean()
+        losses = bce * uncertainty**recipe.focal / y.shape[1]
+    return (losses if weights is None else losses * weights).sum(dim=1).mean()
 
 
 # --- labels --------------------------------------------------------------------------------
@@ -283,14 +285,14 @@ def select_shots(source: loader.Samples, targets: Tensor, recipe: ClassifyRecipe
     Raises:
         SettingError: A class has fewer samples.
     """
-    order, chosen = in_order(source.keys, seed=recipe.training.fraction_seed), set[int]()
+    order, selected = in_order(source.keys, seed=recipe.training.fraction_seed), set[int]()
     for column, name in enumerate(source.contract.label_space.names):
-        having = [row for row in order if targets[row, column]][: recipe.shots]
-        if len(having) < recipe.shots:
-            message = f"shots is {recipe.shots}, class '{name}' has {len(having)} training samples"
-            raise SettingError(f"{message}: set shots = {len(having)}, or 0 for all samples")
-        chosen |= set(having)
-    return sorted(chosen)
+        of_class = [row for row in order if targets[row, column]][: recipe.shots]
+        if len(of_class) < recipe.shots:
+            message = f"shots is {recipe.shots}, class '{name}' has {len(of_class)} training samples"
+            raise SettingError(f"{message}: set shots = {len(of_class)}, or 0 for all samples")
+        selected |= set(of_class)
+    return sorted(selected)
 
 
 # --- scoring -------------------------------------------------------------------------------
@@ -330,12 +332,12 @@ def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str,
         contract: Contract of the samples.
     """
     ids, single = np.array(contract.label_space.ids), contract.label_space.task == "single-label"
-    chosen = functional.one_hot(scores.argmax(dim=1), scores.shape[1]) if single else scores > 0
+    predicted = functional.one_hot(scores.argmax(dim=1), scores.shape[1]) if single else scores > 0
     columns: dict[str, list[Any]] = {
         name: [ids[np.flatnonzero(row)].tolist() for row in hot.numpy()]
-        for name, hot in (("labels", targets), ("predicted", chosen))
+        for name, hot in (("labels", targets), ("predicted", predicted))
     }
-    right = (chosen == targets).all(dim=1)
+    right = (predicted == targets).all(dim=1)
     columns["right"] = right.tolist()
 
     def figure(rows: np.ndarray[Any, Any]) -> metrics.Figure:

@@ -73,8 +73,8 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
 
 def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss of a batch, and the share of images whose other view is the most similar candidate."""
-    whole = training.normalised_pixels(setup, batch)
-    loss, top1 = forward(*(view(setup, batch, whole, number) for number in (0, 1)))
+    pixels = training.normalised_pixels(setup, batch)
+    loss, top1 = forward(*(view(setup, batch, pixels, number) for number in (0, 1)))
     return {"loss": loss, "top1": top1}
 
 
@@ -102,15 +102,17 @@ def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) 
         for (indices, counts), batch in zip(
             mine, training.scored_batches(setup, source, (one for one, _ in mine)), strict=True
         ):
-            whole = training.normalised_pixels(setup, batch)
+            pixels = training.normalised_pixels(setup, batch)
             with setup.launch.autocast():
-                projections = model(*(view(setup, batch, whole, number) for number in (0, 1)), compare=False)
+                projections = model(*(view(setup, batch, pixels, number) for number in (0, 1)), compare=False)
             if counts:
                 outputs[:, torch.from_numpy(indices.samples)] = torch.stack(projections).cpu()
         outputs = distributed.total(outputs, setup.launch.device)
         # As many images are compared as in training, on any number of ranks.
-        parts = torch.split(outputs, setup.scored_at_once * distributed.world_size(), dim=1)
-        sums = torch.stack([len(part[0]) * torch.stack(model.compared(*part)).double() for part in parts]).sum(dim=0)
+        groups = torch.split(outputs, setup.scored_at_once * distributed.world_size(), dim=1)
+        sums = torch.stack([len(group[0]) * torch.stack(model.compared(*group)).double() for group in groups]).sum(
+            dim=0
+        )
     loss, top1 = (sums / len(source)).tolist()
     return {f"{source.split}_loss": loss, f"{source.split}_top1": top1}
 

@@ -234,7 +234,7 @@ def evaluate_by_size(setup: Setup, model: nn.Module, source: loader.Samples) -> 
     """Compute the confusion matrix of each scene (S, 2, 2), and the recall of changes smaller than `SMALL_PX`."""
     if setup.recipe.scored is not None:  # windows cut what they see
         return evaluate(setup, model, source), {}
-    parts = dense_prediction.evaluate(setup, model, source, parts=part_small)
+    parts = dense_prediction.evaluate(setup, model, source, relabel=part_small)
     counts = parts[:, :2, :2].clone()
     counts[:, CHANGE] += parts[:, SMALL, :2]
     detected, total = parts[:, SMALL, CHANGE].sum(), parts[:, SMALL].sum()

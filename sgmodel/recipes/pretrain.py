@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import output_lock
+from sgdata.display import true_colour
 from sgdata.errors import ExitCode, SettingError
 from sgdata.safe_names import file_name
 from sgdata.types import Array, Contract
@@ -136,16 +137,16 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
     """Train the stages in turn, in folders `stage-1-<data>`, ... of `paths.out`; finished stages are not repeated."""
     weights = paths.weights
     if unused := sorted(set(paths.named) - {stage.data for stage in recipe.stages}):
-        staged = ", ".join(stage.data for stage in recipe.stages)
+        names = ", ".join(stage.data for stage in recipe.stages)
         raise SettingError(
-            f"--shards gives '{unused[0]}', which no stage is on; expected some of {staged}; leave it out"
+            f"--shards gives '{unused[0]}', which no stage is on; expected some of {names}; leave it out"
         )
     for number, stage in enumerate(recipe.stages, 1):
         if stage.data not in paths.named:
             given = ", ".join(paths.named) or "none"
             raise SettingError(f"stage {number} is on '{stage.data}', --shards gives {given}; add --shards DIR")
         optimizer = replace(recipe.training.optimizer, lr=stage.lr)
-        own = replace(
+        stage_recipe = replace(
             recipe,
             stages=(),
             training=replace(recipe.training, epochs=stage.epochs, optimizer=optimizer),
@@ -153,7 +154,7 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
         )
         out = paths.out / file_name(f"stage-{number}-{stage.data}")
         folder = paths.named[stage.data]
-        code = main(own, replace(paths, shards=folder, named={stage.data: folder}, out=out, weights=weights))
+        code = main(stage_recipe, replace(paths, shards=folder, named={stage.data: folder}, out=out, weights=weights))
         if code:
             return code
         weights = None if paths.dry_run else out / run_folder.LAST
@@ -162,12 +163,12 @@ def progressive(recipe: PretrainRecipe, paths: RunPaths) -> int:
 
 def _source(recipe: PretrainRecipe, paths: RunPaths) -> loader.SampleSource:
     """Open one dataset, or the mixture of `training.mixture`. Raises SettingError, SourceError."""
-    own = replace(recipe.training, mixture={})
+    settings = replace(recipe.training, mixture={})
     if recipe.training.mixture:
-        samples = {name: training.open_samples(folder, own, ("image",)) for name, folder in paths.named.items()}
-        sources = {name: _fitted(one, recipe) for name, one in samples.items()}
+        samples = {name: training.open_samples(folder, settings, ("image",)) for name, folder in paths.named.items()}
+        sources = {name: _fitted(dataset_samples, recipe) for name, dataset_samples in samples.items()}
         return mixture.Mixture(sources, recipe.training.mixture, recipe.bands, recipe.accept)
-    return _fitted(training.open_samples(paths.joined, own, ("image",)), recipe)
+    return _fitted(training.open_samples(paths.joined, settings, ("image",)), recipe)
 
 
 def _fitted(source: loader.Samples, recipe: PretrainRecipe) -> loader.Samples:
@@ -190,16 +191,16 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
     best = best_checkpoint.BestCheckpoint(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
     with run_folder.Log(paths.out, first) as log:
 
-        def score(done: int) -> None:
-            if done % recipe.picture_every and done != task.total:
+        def score(steps_done: int) -> None:
+            if steps_done % recipe.picture_every and steps_done != task.total:
                 return
-            log.settle()
+            log.flush()
             scores = evaluate(setup, model, held_out)
             by_name = {f"{held_out.split}_{name}": value for name, value in scores.items()}
-            log.check(done - 1, by_name)
-            _show(setup, model, held_out, paths.out / "pictures" / f"step-{done:06d}.png")
+            log.check(steps_done - 1, by_name)
+            _show(setup, model, held_out, paths.out / "pictures" / f"step-{steps_done:06d}.png")
             # After everything that reads samples: a step without this line is scored again.
-            log.write(done - 1, by_name)
+            log.write(steps_done - 1, by_name)
             best.keep(model, task.card, by_name)
 
         def report(step: loop.Step) -> None:
@@ -208,7 +209,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report, log.settle, ended=best.stalled)
+        training.run(task, first, paths, report, log.flush, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
     steps = run_folder.read_progress(paths.out).steps
@@ -221,8 +222,8 @@ def _held_out(source: loader.SampleSource, recipe: PretrainRecipe, split: str) -
     """Open `split` of the data of `source`; for an empty name `val` if there is one, otherwise `source` itself."""
     if isinstance(source, mixture.Mixture):
         pairs = zip(source.names, source.sources, strict=True)
-        each = {name: _held_out_of(one, recipe, split) for name, one in pairs}
-        return mixture.Mixture(each, recipe.training.mixture, recipe.bands, recipe.accept)
+        held_out = {name: _held_out_of(one, recipe, split) for name, one in pairs}
+        return mixture.Mixture(held_out, recipe.training.mixture, recipe.bands, recipe.accept)
     return _held_out_of(source, recipe, split) if isinstance(source, loader.Samples) else source
 
 
@@ -259,7 +260,7 @@ def _view(setup: Setup, batch: loader.Batch, geometry: augment.Geometry) -> tupl
 
 def _noise(setup: Setup, batch: loader.Batch) -> Tensor:
     device, tokens = setup.launch.device, setup.recipe.model.tokens
-    samples, epoch = (each.to(device, non_blocking=True) for each in (batch.samples, batch.epoch))
+    samples, epoch = (tensor.to(device, non_blocking=True) for tensor in (batch.samples, batch.epoch))
     return seeded_random.uniform(
         samples, tokens, seed=setup.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
     )
@@ -331,19 +332,19 @@ def _reconstructions(
 
 def _show(setup: Setup, model: mae.MaskedAutoencoder, source: loader.SampleSource, path: Path) -> None:
     """Draw the first samples of `source`: true, masked, predicted, and the error of every band."""
-    config, bands = setup.recipe.model, pictures.band_indices(setup.contract)
-    drawn: list[list[Array]] = []
-    plan = loader.in_order(min(SHOWN, len(source)), setup.scored_at_once)
-    for images, _, result in _reconstructions(setup, model, source, plan):
+    config, bands = setup.recipe.model, true_colour.band_indices([band.name for band in setup.contract.bands])
+    picture_rows: list[list[Array]] = []
+    batch_indices = loader.in_order(min(SHOWN, len(source)), setup.scored_at_once)
+    for images, _, result in _reconstructions(setup, model, source, batch_indices):
         pred = result.pred.float()
         if setup.recipe.objective.norm_pix:
             pred = mae.denormalised(pred, encoder.patchify(images, config).float())
         predicted = mae.unpatchify(pred, config)
         removed = mae.unpatchify(result.mask[..., None].expand_as(result.pred), config)
         rows = zip(images, predicted, removed, strict=True)
-        drawn += [pictures.draw_reconstruction(*row, bands) for row in rows]
+        picture_rows += [pictures.draw_reconstruction(*row, bands) for row in rows]
     if distributed.is_main_process():
-        pictures.write_pictures(path, drawn)
+        pictures.write_pictures(path, picture_rows)
 
 
 PROGRAM = Program(

@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sgdata.display import true_colour
 from sgdata.errors import SettingError
 from sgdata.types import Contract
 from sgmodel import distributed
@@ -141,7 +142,10 @@ def compute_metrics(counts: Tensor) -> dict[str, float]:
 
 def _show(setup: Setup, model: nn.Module, source: loader.Samples, path: Path) -> None:
     """Draw samples spread over `source`: true colour, labels, prediction."""
-    bands, colours = pictures.band_indices(setup.contract), tuple(setup.contract.label_space.palette.values())
+    bands, colours = (
+        true_colour.band_indices([band.name for band in setup.contract.bands]),
+        tuple(setup.contract.label_space.palette.values()),
+    )
     step = max(1, len(source) // SHOWN)
     plan = itertools.islice(loader.in_order(len(source), 1), 0, SHOWN * step, step)
     rows = []

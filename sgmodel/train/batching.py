@@ -13,12 +13,12 @@ class Division:
     """How the samples of one optimizer step pass through the model.
 
     Attributes:
-        each: Samples of each process.
-        parts: Parts of nearly equal size in which a process takes them.
+        per_process: Samples of each process.
+        micro_batches: Parts of nearly equal size in which a process takes them.
     """
 
-    each: int
-    parts: int
+    per_process: int
+    micro_batches: int
 
     @property
     def largest(self) -> int:
@@ -26,7 +26,7 @@ class Division:
 
         Scoring takes no more images at once, and therefore no more memory than training.
         """
-        return -(-self.each // self.parts)
+        return -(-self.per_process // self.micro_batches)
 
 
 def divide(batch: int, accumulate: int) -> Division:
@@ -46,5 +46,5 @@ def divide(batch: int, accumulate: int) -> Division:
     if batch % world:
         more = batch + world - batch % world
         raise SettingError(f"training.batch is {batch} on {world} processes: set training.batch = {more}, a multiple")
-    each = batch // world
-    return Division(each=each, parts=min(each, -(-accumulate // world)))
+    per_process = batch // world
+    return Division(per_process=per_process, micro_batches=min(per_process, -(-accumulate // world)))

@@ -40,21 +40,22 @@ def loss(recipe: MapSettings, log_p: Tensor, target: Tensor, weights: Tensor | N
     labelled = target != ignore
     classes = target.where(labelled, 0)
     if recipe.focal or recipe.smoothing:
-        each = functional.cross_entropy(
+        pixel_losses = functional.cross_entropy(
             log_p, target, weights, ignore_index=ignore, reduction="none", label_smoothing=recipe.smoothing
         )
         if recipe.focal:
-            doubt = 1 - log_p.gather(1, classes[:, None])[:, 0].exp()
-            each = each * doubt.clamp(min=1e-6) ** recipe.focal  # a power of 0 may have no gradient
-        total = each.sum()
+            uncertainty = 1 - log_p.gather(1, classes[:, None])[:, 0].exp()
+            # Clamped, since a power of 0 may have no gradient.
+            pixel_losses = pixel_losses * uncertainty.clamp(min=1e-6) ** recipe.focal
+        total = pixel_losses.sum()
     else:
         total = functional.nll_loss(log_p, target, weights, ignore_index=ignore, reduction="sum")
     weight = labelled.sum() if weights is None else weights[target[labelled]].sum()
     # A batch may have no labelled pixel. Divided by the weights of the global batch, as torch does for one batch.
     value = total / weight.clamp(min=1e-6)
     if recipe.dice:
-        share = labelled.float() if weights is None else weights[classes] * labelled
-        value = (1 - recipe.dice) * value + recipe.dice * dice_loss(log_p.exp(), classes, share)
+        pixel_weights = labelled.float() if weights is None else weights[classes] * labelled
+        value = (1 - recipe.dice) * value + recipe.dice * dice_loss(log_p.exp(), classes, pixel_weights)
     return {"loss": value, loop.WEIGHT: weight / target[0].numel()}
 
 
@@ -82,8 +83,8 @@ def class_counts(source: loader.Samples) -> Tensor:
     for sample in range(len(source)):
         indices = class_labels.class_indices(space, torch.from_numpy(source.read(sample, "mask")))
         # Unlabelled pixels may be the most frequent.
-        kept = (indices >= 0) & (indices < len(space.ids))
-        counts += torch.bincount(indices[kept], minlength=len(space.ids))
+        labelled = (indices >= 0) & (indices < len(space.ids))
+        counts += torch.bincount(indices[labelled], minlength=len(space.ids))
     return counts
 
 
@@ -94,7 +95,7 @@ def evaluate(
     setup: training.TrainingSetup[Any],
     model: nn.Module,
     source: loader.Samples,
-    parts: Callable[[Tensor], Tensor] | None = None,
+    relabel: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Compute the confusion matrices (N, K, K) of the maps that prediction writes of the samples of `source`.
 
@@ -104,27 +105,31 @@ def evaluate(
         setup: Resolved recipe.
         model: The model.
         source: Samples to score.
-        parts: Gives some pixels of a target (H, W) the value K, to be counted apart in matrices (N, K + 1, K + 1).
+        relabel: Gives some pixels of a target (H, W) the value K, to be counted apart in matrices (N, K + 1, K + 1).
     """
-    classes = setup.classes if parts is None else setup.classes + 1
+    classes = setup.classes if relabel is None else setup.classes + 1
     counts = torch.zeros(len(source), classes, classes, dtype=torch.int64)
     with loop.evaluating(model):
         counter = CountingPredictor(setup, model)
         sizes = source.valid_size(np.arange(len(source)))
         # Samples of many tiles one by one, or scoring would take more memory than training.
-        plan = list(loader.in_order(len(source), counter.batch if (sizes == counter.kind.ground_px).all() else 1))
-        mine = distributed.assign_to_rank(range(len(plan)))
-        batches = training.scored_batches(setup, source, (plan[number] for number, _ in mine))
+        index_batches = list(
+            loader.in_order(len(source), counter.batch if (sizes == counter.kind.ground_px).all() else 1)
+        )
+        mine = distributed.assign_to_rank(range(len(index_batches)))
+        batches = training.scored_batches(setup, source, (index_batches[number] for number, _ in mine))
         for turn, ((number, counting), batch) in enumerate(zip(mine, batches, strict=True)):
             predictions = predict(setup, counter, batch)
             if distributed.is_sharded(model):
                 world = distributed.world_size()
-                together = (plan[n % len(plan)].samples for n in range(turn * world, (turn + 1) * world))
-                counter.fill_up(max(counter.needed(sizes[samples]) for samples in together))
+                rank_samples = (
+                    index_batches[n % len(index_batches)].samples for n in range(turn * world, (turn + 1) * world)
+                )
+                counter.fill_up(max(counter.needed(sizes[samples]) for samples in rank_samples))
             counter.made = 0
             if counting:
-                for sample, (_, target, predicted) in zip(plan[number].samples, predictions, strict=True):
-                    truth = target if parts is None else parts(target)
+                for sample, (_, target, predicted) in zip(index_batches[number].samples, predictions, strict=True):
+                    truth = target if relabel is None else relabel(target)
                     counts[sample] = metrics.confusion(predicted, truth, classes=classes, ignore=setup.ignore)
     return distributed.total(counts, setup.launch.device)
 
@@ -178,14 +183,14 @@ def predict(
     stored = torch.cat([training.stored_pixels(setup, batch, name) for name in names], dim=1).cpu()
     # At every date, as prediction writes it: a change of what was not seen at one date is unknown.
     valid = torch.stack([date.isfinite().any(dim=1) for date in stored.chunk(counter.kind.dates, dim=1)]).all(dim=0)
-    whole = training.labels(setup, batch).where(valid, setup.ignore)
+    all_labels = training.labels(setup, batch).where(valid, setup.ignore)
     sizes = batch.valid_size.tolist()
     pixels = [image[:, :h, :w].numpy() for image, (h, w) in zip(stored, sizes, strict=True)]
     masks = [mask[:h, :w].numpy() for mask, (h, w) in zip(valid, sizes, strict=True)]
     outputs = predictor.predict_samples(
         counter.kind, counter, pixels, masks, overlap=counter.overlap, batch=counter.batch
     )
-    targets = [target[:h, :w].long() for target, (h, w) in zip(whole, sizes, strict=True)]
+    targets = [target[:h, :w].long() for target, (h, w) in zip(all_labels, sizes, strict=True)]
     classes = [torch.from_numpy(output).argmax(dim=0) for output in outputs]
     return list(zip(map(torch.from_numpy, pixels), targets, classes, strict=True))
 
@@ -205,9 +210,9 @@ def score_confusion(
         baseline: Confusion matrices of the linear baseline.
         figure: Computes figures by name from a confusion matrix (K, K).
     """
-    whole = metrics.weighted(counts)
-    trivial, pixel = figure(metrics.constant(whole, majority)), figure(metrics.weighted(baseline))
-    results: dict[str, Any] = figure(whole)
+    total = metrics.weighted(counts)
+    trivial, pixel = figure(metrics.constant(total, majority)), figure(metrics.weighted(baseline))
+    results: dict[str, Any] = figure(total)
     for name in list(results):
         results[f"{name}_majority"], results[f"{name}_linear"] = trivial[name], pixel[name]
 
@@ -215,7 +220,7 @@ def score_confusion(
             return figure(metrics.weighted(counts, weights))[name]
 
         results[f"{name}_interval"] = metrics.interval(resampled, len(counts))
-    return results | {"confusion": whole.tolist()}
+    return results | {"confusion": total.tolist()}
 
 
 def per_place(
@@ -232,10 +237,13 @@ def per_place(
     if "place" not in table.column_names:
         return {}
     place_of = dict(zip(table["key"].to_pylist(), table["place"].to_pylist(), strict=True))
-    rows: dict[str, list[int]] = {}
+    rows_of: dict[str, list[int]] = {}
     for row, key in enumerate(source.keys):
-        rows.setdefault(place_of[key] or "", []).append(row)
-    return {place: {"samples": len(some), **figure(counts[some].sum(dim=0))} for place, some in sorted(rows.items())}
+        rows_of.setdefault(place_of[key] or "", []).append(row)
+    return {
+        place: {"samples": len(indices), **figure(counts[indices].sum(dim=0))}
+        for place, indices in sorted(rows_of.items())
+    }
 
 
 def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str) -> dict[str, Any]:

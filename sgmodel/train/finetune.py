@@ -125,33 +125,33 @@ def geometry(setup: training.TrainingSetup[R], batch: loader.Batch) -> augment.G
     return augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
 
 
-def check_class_weights(weighting: str, given: tuple[float, ...]) -> None:
+def check_class_weights(weighting: str, weights: tuple[float, ...]) -> None:
     """Refuse class weights that are named twice or below 0. Raises SettingError."""
-    if given and (weighting != "none" or min(given) < 0 or not max(given) > 0):
-        message = f"class_weights is {list(given)}, weighting {weighting!r}"
+    if weights and (weighting != "none" or min(weights) < 0 or not max(weights) > 0):
+        message = f"class_weights is {list(weights)}, weighting {weighting!r}"
         raise SettingError(f"{message}: expected weights of 0 or more, not all 0, and weighting = 'none'")
 
 
 def class_weights(
-    weighting: str, given: tuple[float, ...], classes: int, counts: Callable[[], Tensor]
+    weighting: str, weights: tuple[float, ...], classes: int, counts: Callable[[], Tensor]
 ) -> Tensor | None:
     """Return the weights (K,) of classes in the loss; None for 1 each.
 
     Args:
-        weighting: "balanced" for total / (classes x count of the class); any other for `given`.
-        given: Weights in the order of the label space; empty for none.
+        weighting: "balanced" for total / (classes x count of the class); any other for `weights`.
+        weights: Weights in the order of the label space; empty for none.
         classes: Number of classes.
         counts: Counts each class in the training samples: (K,) int64.
 
     Raises:
-        SettingError: `given` does not have a weight for each class.
+        SettingError: `weights` does not have a weight for each class.
     """
     if weighting == "balanced":
         present = counts()
         return present.sum() / (classes * present.clamp(min=1)).float() * (present > 0)
-    if given and len(given) != classes:
-        raise SettingError(f"class_weights has {len(given)} values, the data {classes} classes: give one for each")
-    return torch.tensor(given) if given else None
+    if weights and len(weights) != classes:
+        raise SettingError(f"class_weights has {len(weights)} values, the data {classes} classes: give one for each")
+    return torch.tensor(weights) if weights else None
 
 
 def initialise_model(
@@ -318,7 +318,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
-        scores = _numbers(scoring.compute_scores(scoring.scored.test, False))
+        scores = _float_figures(scoring.compute_scores(scoring.scored.test, False))
         if distributed.is_main_process():
             logger.info("split '%s':", scoring.scored.test.split)
             print(json.dumps(scores))
@@ -341,31 +341,32 @@ def score(
         return ExitCode.DONE
     with output_lock.only_writer(paths.out, run_folder.METRICS) if distributed.is_main_process() else nullcontext():
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
-        about = describe_evaluation(setup.recipe, source, scoring.scored.test)
-        beside = _beside(paths, about, scoring.by)
-        results = {"steps": 0, **about, **scoring.conclude(paths.out), **beside}
+        evaluation = describe_evaluation(setup.recipe, source, scoring.scored.test)
+        other_split_results = _read_other_split(paths, evaluation, scoring.by)
+        results = {"steps": 0, **evaluation, **scoring.conclude(paths.out), **other_split_results}
         card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
         run_results.conclude(paths.out, scoring.title, card, results)
     return ExitCode.DONE
 
 
 def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
-    about = describe_evaluation(recipe, task.source, scoring.scored.test)
-    beside = _beside(paths, about, scoring.by)  # before training, so that another folder is refused at once
+    evaluation = describe_evaluation(recipe, task.source, scoring.scored.test)
+    # Before training, so that another folder is refused at once.
+    other_split_results = _read_other_split(paths, evaluation, scoring.by)
     every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
     best = best_checkpoint.BestCheckpoint(
         paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
     )
     with run_folder.Log(paths.out, first) as log:
 
-        def score(done: int) -> None:
-            epoch, last = task.epoch(done), done == task.total
-            due = last or (every and epoch // every > task.epoch(done - 1) // every)
+        def score(steps_done: int) -> None:
+            epoch, last = task.epoch(steps_done), steps_done == task.total
+            due = last or (every and epoch // every > task.epoch(steps_done - 1) // every)
             # The last step is scored below, with the figures that take long, unless on other samples.
             if scored.val is not None and due and not (last and scored.val is scored.test):
-                log.settle()
-                scores = _numbers(scoring.compute_scores(scored.val, False))
-                log.write(done - 1, {"epoch": epoch, **scores})
+                log.flush()
+                scores = _float_figures(scoring.compute_scores(scored.val, False))
+                log.write(steps_done - 1, {"epoch": epoch, **scores})
                 best.keep(task.model, task.card, scores)
 
         def report(step: loop.Step) -> None:
@@ -374,18 +375,18 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
 
         if log.lacks_score:  # the run ended while its last step was scored
             score(first)
-        training.run(task, first, paths, report, log.settle, ended=best.stalled)
+        training.run(task, first, paths, report, log.flush, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
     scores = scoring.conclude(paths.out)
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
-        best.keep(task.model, task.card, _numbers(scores))
+        best.keep(task.model, task.card, _float_figures(scores))
     steps = run_folder.read_progress(paths.out).steps
-    results = {"steps": steps, **about, **scores, **beside}
+    results = {"steps": steps, **evaluation, **scores, **other_split_results}
     if every and scored.val is not None and distributed.is_main_process():
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
-        chosen = files.read_plain(paths.out / run_folder.BEST / "figures.json")
-        results |= {"val_split": scored.val.split, "best_epoch": chosen}
+        best_epoch = files.read_plain(paths.out / run_folder.BEST / "figures.json")
+        results |= {"val_split": scored.val.split, "best_epoch": best_epoch}
     run_results.conclude(paths.out, scoring.title, task.card, results, task.meter)
     return ExitCode.DONE
 
@@ -404,9 +405,9 @@ def describe_evaluation(
     }
 
 
-def _beside(paths: RunPaths, about: dict[str, Any], by: str) -> dict[str, Any]:
-    return {} if paths.beside is None else other_split.read(paths.beside, about, by)
+def _read_other_split(paths: RunPaths, evaluation: dict[str, Any], by: str) -> dict[str, Any]:
+    return {} if paths.beside is None else other_split.read(paths.beside, evaluation, by)
 
 
-def _numbers(scores: dict[str, Any]) -> dict[str, float]:
+def _float_figures(scores: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, float)}

@@ -91,7 +91,7 @@ def encode(
     features: dict[str, Tensor] = {}
     with loop.evaluating(model.to(setup.launch.device)), setup.launch.autocast():
         for (indices, counting), batch in zip(mine, batches, strict=True):
-            parts = _named([model.encode(image) for image in images(batch)])
+            parts = _name_parts([model.encode(image) for image in images(batch)])
             if not features:
                 gb = sum(part[0].nbytes for part in parts.values()) * len(source) / 1e9
                 if gb > limit_gb:
@@ -120,6 +120,6 @@ def of_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.E
     return [heads.Encoded(tuple(parts), (px, px)) for parts in dates.values()]
 
 
-def _named(encoded: Sequence[heads.Encoded]) -> dict[str, Tensor]:
+def _name_parts(encoded: Sequence[heads.Encoded]) -> dict[str, Tensor]:
     """Return the parts of each image as arrays of a batch, named by the number of the image and of the part."""
-    return {f"{FEATURE} {n} {m}": part for n, one in enumerate(encoded) for m, part in enumerate(one.parts)}
+    return {f"{FEATURE} {n} {m}": part for n, image in enumerate(encoded) for m, part in enumerate(image.parts)}

@@ -120,7 +120,7 @@ class Updates:
         optimizer: AdamW, fused.
         schedule: Learning rate of each step.
         scaler: Scales the gradients of half precision; does nothing if disabled.
-        parts: Micro-batches per step of this rank.
+        micro_batches: Micro-batches per step of this rank.
         clip_norm: Maximum norm of the gradients; 0 for none.
         seed: Seeds dropout together with the index of the step, so that a resumed run repeats its draws.
     """
@@ -129,7 +129,7 @@ class Updates:
     optimizer: torch.optim.Optimizer
     schedule: optim.Schedule
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler(enabled=False))
-    parts: int = 1
+    micro_batches: int = 1
     clip_norm: float = 0.0
     seed: int = 0
 
@@ -211,8 +211,8 @@ def _update(
         terms = dict(zip(names, means, strict=True))
         finite = math.isfinite(norm)
         if not all(map(math.isfinite, means)) or not (finite or scaled):
-            what = f"step {index}: loss {terms['loss']}, gradient norm {norm}"
-            raise NotFiniteError(_blame(objective, batch, launch, what), index)
+            message = f"step {index}: loss {terms['loss']}, gradient norm {norm}"
+            raise NotFiniteError(_describe_not_finite(objective, batch, launch, message), index)
         return Figures(terms, norm if finite else None)
 
     return lr, Result(figures, read), failed
@@ -238,7 +238,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     minutes to compile.
     """
     # Per submodule: a frozen backbone stays in evaluation mode while the head is trained.
-    training = [part for part in model.modules() if part.training]
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         # Without a compiled model the compiler is not imported, which takes seconds.
@@ -246,8 +246,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         with torch.no_grad(), as_written:
             yield
     finally:
-        for part in training:
-            part.training = True
+        for module in training:
+            module.training = True
 
 
 def _gradients(
@@ -261,15 +261,15 @@ def _gradients(
     Returns:
         The names of the terms; their means and, last, the norm of the gradients before clipping, on the device.
     """
-    parts = list(batch.parts(updates.parts))
+    micro_batches = list(batch.parts(updates.micro_batches))
     sums: list[Tensor] = []
     names: list[str] = []
     weighed = False
-    for number, part in enumerate(parts, 1):
-        with distributed.sync_gradients(updates.forward, now=number == len(parts)), launch.autocast():
-            terms = _terms(objective, part)
+    for number, micro_batch in enumerate(micro_batches, 1):
+        with distributed.sync_gradients(updates.forward, now=number == len(micro_batches)), launch.autocast():
+            terms = _terms(objective, micro_batch)
             weighed = WEIGHT in terms
-            share = terms.pop(WEIGHT, len(part.keys)) / len(batch.keys)
+            share = terms.pop(WEIGHT, len(micro_batch.keys)) / len(batch.keys)
             with torch.autocast(launch.device.type, enabled=False):
                 torch.autograd.backward(updates.scaler.scale(terms["loss"] * share))
         names = list(terms)
@@ -290,37 +290,37 @@ def _gradients(
     return names, torch.cat([means, distributed.unshard(norm).double()[None]])
 
 
-def _terms(objective: Objective, part: Batch) -> dict[str, Tensor]:
+def _terms(objective: Objective, micro_batch: Batch) -> dict[str, Tensor]:
     try:
-        return objective(part)
+        return objective(micro_batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        message = f"a micro-batch has {len(part.keys)} samples, and the model normalises over them (BatchNorm)"
+        message = f"a micro-batch has {len(micro_batch.keys)} samples, and the model normalises over them (BatchNorm)"
         raise SettingError(
             f"{message}: expected 2 or more; raise training.batch, or lower training.accumulate"
         ) from None
 
 
-def _blame(objective: Objective, batch: Batch, launch: devices.Launch, what: str) -> str:
+def _describe_not_finite(objective: Objective, batch: Batch, launch: devices.Launch, message: str) -> str:
     """Return one line that names the samples whose own loss is not finite, or says that there are none."""
     # One sample at a time: all ranks have the same number, and with FSDP each pass needs all ranks.
-    bad: list[str] = []
+    keys: list[str] = []
     with torch.no_grad(), launch.autocast():
-        for one in batch.parts(len(batch.keys)):
+        for single in batch.parts(len(batch.keys)):
             # Repeated, since a model that normalises over its batch fails on a single sample.
-            if not math.isfinite(objective(_twice(one))["loss"].item()):
-                bad.extend(one.keys)
-    bad, total = distributed.gather_names(bad), len(batch.keys) * distributed.world_size()
+            if not math.isfinite(objective(_repeat_twice(single))["loss"].item()):
+                keys.extend(single.keys)
+    keys, total = distributed.gather_names(keys), len(batch.keys) * distributed.world_size()
     remedy = "so the weights diverged; lower training.optimizer.lr or set training.precision = 'fp32'"
-    if len(bad) == total > 1:
-        return f"{what}: not finite for all {total} samples ({', '.join(bad[:8])}), {remedy}"
-    if bad:
-        return f"{what}: not finite for {len(bad)} of {total} samples: {', '.join(bad[:8])}; exclude them"
-    return f"{what}: every sample alone is finite, {remedy}"
+    if len(keys) == total > 1:
+        return f"{message}: not finite for all {total} samples ({', '.join(keys[:8])}), {remedy}"
+    if keys:
+        return f"{message}: not finite for {len(keys)} of {total} samples: {', '.join(keys[:8])}; exclude them"
+    return f"{message}: every sample alone is finite, {remedy}"
 
 
-def _twice(one: Batch) -> Batch:
-    repeated = {name: torch.cat([getattr(one, name)] * 2) for name in ("samples", "epoch", "valid_size")}
-    arrays = {name: torch.cat([array, array]) for name, array in one.arrays.items()}
-    return replace(one, keys=one.keys * 2, arrays=arrays, **repeated)
+def _repeat_twice(batch: Batch) -> Batch:
+    repeated = {name: torch.cat([getattr(batch, name)] * 2) for name in ("samples", "epoch", "valid_size")}
+    arrays = {name: torch.cat([array, array]) for name, array in batch.arrays.items()}
+    return replace(batch, keys=batch.keys * 2, arrays=arrays, **repeated)

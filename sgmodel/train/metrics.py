@@ -75,9 +75,9 @@ def scores(counts: Tensor) -> Scores:
     row, column = counts.sum(dim=1), counts.sum(dim=0)
     return Scores(
         oa=float(hit.sum()) / max(int(counts.sum()), 1),
-        iou=_shares(hit, row + column - hit),
-        recall=_shares(hit, row),
-        precision=_shares(hit, column),
+        iou=_ratios(hit, row + column - hit),
+        recall=_ratios(hit, row),
+        precision=_ratios(hit, column),
     )
 
 
@@ -94,8 +94,8 @@ def mean(values: tuple[float | None, ...]) -> float:
     return sum(defined) / len(defined) if defined else 0.0
 
 
-def _shares(part: Tensor, whole: Tensor) -> tuple[float | None, ...]:
-    pairs = zip(part.tolist(), whole.tolist(), strict=True)
+def _ratios(numerators: Tensor, denominators: Tensor) -> tuple[float | None, ...]:
+    pairs = zip(numerators.tolist(), denominators.tolist(), strict=True)
     return tuple(a / b if b else None for a, b in pairs)
 
 
@@ -117,7 +117,7 @@ class Ranking:
     ends: NDArray[np.int64]
 
 
-def ranking(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | None = None) -> Ranking:
+def rank(scores_N: Tensor, targets_N: Tensor, samples: NDArray[np.int64] | None = None) -> Ranking:
     """Rank the scores of one class, or of several classes together.
 
     Args:
@@ -139,24 +139,24 @@ def average_precision(ranked: Ranking, weights: Weights | None = None) -> float 
     Returns:
         The average precision, None without a positive.
     """
-    each = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
+    sample_weights = np.ones(len(ranked.hits), np.int64) if weights is None else weights[ranked.samples]
     # Both counts at the end of each run of ties, the only positions of a threshold.
-    positives = np.cumsum(each * ranked.hits)[ranked.ends]
+    positives = np.cumsum(sample_weights * ranked.hits)[ranked.ends]
     if not positives[-1]:
         return None
-    precision = positives / np.maximum(np.cumsum(each)[ranked.ends], 1)
+    precision = positives / np.maximum(np.cumsum(sample_weights)[ranked.ends], 1)
     return float(np.sum(np.diff(positives, prepend=0) * precision) / positives[-1])
 
 
 def macro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
     """Return a ranking per class; the mean of their average precisions is the macro mAP."""
-    return [ranking(scores_NK[:, k], targets_NK[:, k]) for k in range(scores_NK.shape[1])]
+    return [rank(scores_NK[:, k], targets_NK[:, k]) for k in range(scores_NK.shape[1])]
 
 
 def micro(scores_NK: Tensor, targets_NK: Tensor) -> list[Ranking]:
     """Return one ranking of all (sample, class) pairs; its average precision is the micro mAP."""
     samples = np.arange(len(scores_NK)).repeat(scores_NK.shape[1])
-    return [ranking(scores_NK.flatten(), targets_NK.flatten(), samples)]
+    return [rank(scores_NK.flatten(), targets_NK.flatten(), samples)]
 
 
 def mean_average_precision(rankings: list[Ranking], weights: Weights | None = None) -> float:

@@ -10,19 +10,14 @@ from torch import Tensor
 
 from sgdata import files
 from sgdata.display import true_colour
-from sgdata.types import Array, Contract
+from sgdata.types import Array
 
 GREY = 96
 GAP = 4
 ENLARGED_TO = 192
 
 
-def band_indices(contract: Contract) -> list[int]:
-    """Return the indices of the three bands to show as red, green and blue."""
-    return true_colour.band_indices([band.name for band in contract.bands])
-
-
-def stretch(image: Array, like: Array) -> Array:
+def _render(image: Array, like: Array) -> Array:
     """Render (3, H, W) floats as (H, W, 3) uint8; percentiles 2 and 98 of each band of `like` become 0 and 255."""
     # All values count: normalised bands have a mean of 0.
     return true_colour.stretch(image, [true_colour.limits(band) for band in like]).transpose(1, 2, 0)
@@ -42,8 +37,8 @@ def draw_reconstruction(true: Tensor, predicted: Tensor, removed: Tensor, bands:
     """
     every, guess, hidden = (t.float().cpu().numpy() for t in (true, predicted, removed))
     image = every[bands]
-    masked = np.where(hidden[bands].transpose(1, 2, 0) > 0, GREY, stretch(image, image)).astype(np.uint8)
-    return [stretch(image, image), masked, stretch(guess[bands], image), draw_errors(every, guess)]
+    masked = np.where(hidden[bands].transpose(1, 2, 0) > 0, GREY, _render(image, image)).astype(np.uint8)
+    return [_render(image, image), masked, _render(guess[bands], image), draw_errors(every, guess)]
 
 
 def draw_errors(true: Array, predicted: Array) -> Array:
@@ -65,7 +60,7 @@ def draw_segmentation(image: Tensor, target: Tensor, predicted: Tensor, colours:
     palette[: len(colours)] = [tuple(bytes.fromhex(colour.lstrip("#"))) for colour in colours]
     true = image.float().cpu().numpy()
     maps = [palette[labels.cpu().numpy().astype(np.int64)] for labels in (target, predicted)]
-    return [stretch(true, true), *maps]
+    return [_render(true, true), *maps]
 
 
 def write_pictures(path: Path, rows: Sequence[Sequence[Array]]) -> None:

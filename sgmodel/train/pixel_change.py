@@ -92,12 +92,12 @@ def sample_pixels(
     """
     if not mean_px % 2:
         raise SettingError(f"mean_px is {mean_px}: expected an odd number of pixels")
-    parts = []
+    arrays_of_pairs = []
     for number, before, after, labels in pairs:
-        kept = labels != ignore
-        x = features(before, after, mean_px)[0][:, kept].T.cpu().numpy()
-        parts.append((x, labels[kept].numpy() == 1, np.full(len(x), number)))
-    x, changed, sample = (np.concatenate(part) for part in zip(*parts, strict=True))
+        labelled = labels != ignore
+        x = features(before, after, mean_px)[0][:, labelled].T.cpu().numpy()
+        arrays_of_pairs.append((x, labels[labelled].numpy() == 1, np.full(len(x), number)))
+    x, changed, sample = (np.concatenate(arrays) for arrays in zip(*arrays_of_pairs, strict=True))
     step = -(-len(changed) // MOST_PIXELS)
     return TrainingPixels(
         features=x[::step], changed=changed[::step], sample_index=sample[::step], sample_count=samples
@@ -133,7 +133,7 @@ def fit(
             )
         angles = angle(x)
         bounds = np.quantile(angles, THRESHOLDS)
-        return PixelDetector(angle, mean_px, _best(angles, y, bounds))
+        return PixelDetector(angle, mean_px, _best_threshold(angles, y, bounds))
     limit = 0.5
     if threshold == "chosen":
         if pixels.sample_count < 2:
@@ -141,9 +141,9 @@ def fit(
         folds = pixels.sample_index % min(FOLDS, pixels.sample_count)
         held_out = np.empty(len(y))
         for fold in np.unique(folds):
-            held_out[folds == fold] = _trained(method, x[folds != fold], y[folds != fold], seed)(x[folds == fold])
-        limit = _best(held_out, y, THRESHOLDS)
-    return PixelDetector(_trained(method, x, y, seed), mean_px, limit)
+            held_out[folds == fold] = _fit_model(method, x[folds != fold], y[folds != fold], seed)(x[folds == fold])
+        limit = _best_threshold(held_out, y, THRESHOLDS)
+    return PixelDetector(_fit_model(method, x, y, seed), mean_px, limit)
 
 
 def angle(x: Array) -> Array:
@@ -155,7 +155,7 @@ def angle(x: Array) -> Array:
     return radians
 
 
-def _trained(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
+def _fit_model(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
     """Fit a model; return its probability of change. Raises SettingError."""
     try:
         from sklearn.ensemble import HistGradientBoostingClassifier
@@ -181,7 +181,7 @@ def _trained(method: PixelMethod, x: Array, y: Array, seed: int) -> Score:
     return probability
 
 
-def _best(scores: Array, changed: Array, thresholds: Array) -> float:
+def _best_threshold(scores: Array, changed: Array, thresholds: Array) -> float:
     """Return the threshold with the greatest F1 of change; of several equal ones the first."""
     order = np.argsort(scores)
     hits = np.concatenate([[0], np.cumsum(changed[order])])

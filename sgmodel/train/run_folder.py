@@ -166,7 +166,7 @@ def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict
     """
     import tomllib
 
-    old, new = _flat(files.read_plain(out / output_names.RECIPE)), _flat(tomllib.loads(resolved.decode()))
+    old, new = _flatten(files.read_plain(out / output_names.RECIPE)), _flatten(tomllib.loads(resolved.decode()))
     names = [key for key in old | new if old.get(key) != new.get(key)]
     changed = {key: {"was": old.get(key), "is": new.get(key)} for key in names}
     patience = new.get(PATIENCE, 0)
@@ -189,11 +189,11 @@ def _record(out: Path, changed: dict[str, dict[str, Any]]) -> None:
     files.write(path, before + files.canonical_json({"step": steps, "settings": changed}))
 
 
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in document.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= _flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat
@@ -246,9 +246,9 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         OutputError: A folder cannot be renamed.
     """
-    new, old = (folder.with_name(f".{folder.name}.{part}") for part in ("new", "old"))
-    for left in (new, old):  # by a run that was killed at this point
-        shutil.rmtree(left, ignore_errors=True)
+    new, old = (folder.with_name(f".{folder.name}.{suffix}") for suffix in ("new", "old"))
+    for stale in (new, old):  # by a run that was killed at this point
+        shutil.rmtree(stale, ignore_errors=True)
     try:
         yield new
         if folder.exists():
@@ -273,12 +273,12 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
     Raises:
         SourceError: A file is damaged or belongs to another model.
     """
-    saved, own = _tensors(out / LAST / checkpoint_folder.WEIGHTS), model.state_dict()
-    if saved.keys() != own.keys():
-        differ = sorted(saved.keys() ^ own.keys())
+    saved, state = _tensors(out / LAST / checkpoint_folder.WEIGHTS), model.state_dict()
+    if saved.keys() != state.keys():
+        differ = sorted(saved.keys() ^ state.keys())
         raise SourceError(f"{out / LAST}: weights of another model (first, {differ[0]}); start again with --fresh")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in state.items():
             tensor.copy_(distributed.shard_like(saved[name], tensor))
     optim.restore(optimizer, model, _tensors(out / LAST / OPTIMIZER))
     average = out / LAST / AVERAGE
@@ -321,7 +321,7 @@ class Log:
         self.lead = distributed.is_main_process()
         self.recent: list[loop.Step] = []
         self.pending: list[tuple[loop.Step, dict[str, float | None]]] = []
-        last = self._continued(out, first) if self.lead else []
+        last = self._resume(out, first) if self.lead else []
         # Whether the step before `first` has no line of scores, which have no learning rate. All ranks must agree.
         self.lacks_score = first > 0 and bool(distributed.gather_names([""] if self.lead and all(last) else []))
         if not self.lead:
@@ -336,19 +336,19 @@ class Log:
             self.board = SummaryWriter(str(out / BOARD), purge_step=first)
 
     @staticmethod
-    def _continued(out: Path, first: int) -> list[bool]:
+    def _resume(out: Path, first: int) -> list[bool]:
         """Cut the logs at step `first`; return for each line of the step before whether it is of training."""
-        _cut(out / TIMINGS, first)
-        kept = _cut(out / METRICS, first)
+        _drop_lines_from(out / TIMINGS, first)
+        lines = _drop_lines_from(out / METRICS, first)
         expected = read_progress(out).log_sha256 if first else ""
         if expected and files.sha256_file(out / METRICS) != expected:
             raise SourceError(f"{out / METRICS}: not the metrics that {LAST} was saved with; start again with --fresh")
-        return ["lr" in line for line in kept if line["step"] == first - 1]
+        return ["lr" in line for line in lines if line["step"] == first - 1]
 
     def step(self, step: loop.Step, *, every: int, last: bool, speed: Speed) -> None:
         """Log a training step whose index is a multiple of `every` or that is the last.
 
-        Its line is written with the next step or by `settle`, so as not to wait for the device. Times are means over
+        Its line is written with the next step or by `flush`, so as not to wait for the device. Times are means over
         the steps since the line before.
 
         Args:
@@ -357,17 +357,17 @@ class Log:
             last: Whether this is the last step.
             speed: Computes further figures of speed.
         """
-        self.settle()
+        self.flush()
         self.recent.append(step)
         if step.index % every and not last:
             return
-        count, images = len(self.recent), sum(each.images for each in self.recent)
-        wait, total = (sum(getattr(each, name) for each in self.recent) for name in ("wait_s", "total_s"))
+        count, images = len(self.recent), sum(recent_step.images for recent_step in self.recent)
+        wait, total = (sum(getattr(recent_step, name) for recent_step in self.recent) for name in ("wait_s", "total_s"))
         self.recent.clear()
         times = {"wait_s": wait / count, "step_s": total / count, "images_per_s": images / total}
         self.pending.append((step, {**times, "wait_share": wait / total, **speed(images, total)}))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Write the lines of steps that the device was still computing; raises NotFiniteError."""
         while self.pending:
             step, times = self.pending.pop(0)
@@ -408,7 +408,7 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self.settle()
+            self.flush()
         if self.lead:
             with files.writing(Path(self.metrics.name)), self.metrics, self.timings:
                 self.board.close()
@@ -418,7 +418,7 @@ def _line(step: int, values: Mapping[str, float | None]) -> str:
     return json.dumps({"step": step, **values}, allow_nan=False) + "\n"
 
 
-def _cut(path: Path, first: int) -> list[dict[str, Any]]:
+def _drop_lines_from(path: Path, first: int) -> list[dict[str, Any]]:
     """Keep the lines of steps before `first`; drop a truncated last line, which a killed run leaves."""
     lines = training_log.read(path, unfinished=True) if path.exists() else []
     kept = [line for line in lines if line["step"] < first]

@@ -79,29 +79,31 @@ def shard_folders(texts: Sequence[str], cache: Path, cache_gb: float, retry_s: f
         raise SettingError("--shards is missing: give the folder that 'sgdata shard' wrote")
     folders = [_folder(text, cache.expanduser(), cache_gb, retry_s) for text in texts]
     datasets = [dataset for _, dataset, _ in folders]
-    named: dict[str, Path] = {}
-    for text, (given, dataset, folder) in zip(texts, folders, strict=True):
+    folder_of: dict[str, Path] = {}
+    for text, (option_name, dataset, folder) in zip(texts, folders, strict=True):
         several = datasets.count(dataset) > 1
-        if given and given != dataset and not several:
-            raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{given}'")
-        name = (given or folder.resolve().name) if several else dataset
-        if name in named or folder.resolve() in {one.resolve() for one in named.values()}:
-            raise SettingError(f"--shards gives '{name}' twice ({named.get(name, folder)}, {folder}); give each once")
-        named[name] = folder
-    return named
+        if option_name and option_name != dataset and not several:
+            raise SettingError(f"--shards {text}: the folder holds '{dataset}', expected '{option_name}'")
+        name = (option_name or folder.resolve().name) if several else dataset
+        if name in folder_of or folder.resolve() in {earlier.resolve() for earlier in folder_of.values()}:
+            raise SettingError(
+                f"--shards gives '{name}' twice ({folder_of.get(name, folder)}, {folder}); give each once"
+            )
+        folder_of[name] = folder
+    return folder_of
 
 
-def join(named: Mapping[str, Path]) -> Path:
+def join(folder_of: Mapping[str, Path]) -> Path:
     """Return one folder with the samples of all folders of shards, a temporary one of links where they are several.
 
     Raises:
         SettingError: Bands, labels or members differ, a sample is in two of them, or one is at a URL.
         SourceError: A folder is damaged.
     """
-    folders = list(named.values())
+    folders = list(folder_of.values())
     if len(folders) == 1:
         return folders[0]
-    if remote := [name for name, folder in named.items() if (folder / tar_source.MARK).is_file()]:
+    if remote := [name for name, folder in folder_of.items() if (folder / tar_source.MARK).is_file()]:
         raise SettingError(f"--shards {remote[0]}: is at a URL, which cannot be joined with others; copy it here first")
     joined = tempfile.mkdtemp(prefix="sgmodel-shards-")
     atexit.register(shutil.rmtree, joined, ignore_errors=True)

@@ -96,13 +96,13 @@ def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.M
             "| --- | --- |",
             *score_rows,
             "",
-            *_by_distance(results),
-            *_beside(results),
+            *_distance_table(results),
+            *_other_split_table(results),
         ]
     )
 
 
-def _by_distance(results: dict[str, Any]) -> list[str]:
+def _distance_table(results: dict[str, Any]) -> list[str]:
     """Return the scores by distance to the training samples as Markdown, if there are any."""
     rows = scores_by_distance.rows(results)
     if not rows:
@@ -110,7 +110,7 @@ def _by_distance(results: dict[str, Any]) -> list[str]:
     return [f"## {scores_by_distance.TITLE}\n\n{markdown.table(scores_by_distance.columns(results), rows)}"]
 
 
-def _beside(results: dict[str, Any]) -> list[str]:
+def _other_split_table(results: dict[str, Any]) -> list[str]:
     """Return the score beside that of a run on another split as Markdown, if one was given."""
     rows = other_split.rows(results)
     return [f"## {other_split.TITLE}\n\n{markdown.table(other_split.columns(results), rows)}"] if rows else []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sgdata import files, progress
-from sgdata.errors import ExitCode, ServiceError, SettingError, SourceError
+from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sgdata")
 R = TypeVar("R")
-
-STOPPED = ExitCode.FINDINGS
-"""Exit code of a training program that `--stop-after` ended; the same command continues the run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +135,17 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
         SettingError: The recipe does not fit the data or the machine.
     """
     # First, since dropped spectral groups change the bands and the number of tokens.
-    own: Any = band_selection.resolve(recipe, stored)
-    contract = band_selection.narrow(stored, own.bands, own.normalise.missing)
-    launch = devices.setup_device(paths.device, precision=own.training.precision, threads=paths.threads)
+    resolved: Any = band_selection.resolve(recipe, stored)
+    contract = band_selection.narrow(stored, resolved.bands, resolved.normalise.missing)
+    launch = devices.setup_device(paths.device, precision=resolved.training.precision, threads=paths.threads)
     if launch.device.type == "cpu":
         devices.keep_freed_memory()
     return TrainingSetup(
-        recipe=own,
+        recipe=resolved,
         stored=stored,
         contract=contract,
-        band_indices=band_selection.find_indices(stored, own.bands, own.normalise.missing),
-        normalisation=normalise.resolve(own.normalise, contract),
+        band_indices=band_selection.find_indices(stored, resolved.bands, resolved.normalise.missing),
+        normalisation=normalise.resolve(resolved.normalise, contract),
         launch=launch,
     )
 
@@ -247,7 +244,7 @@ def prepare_task(
         optimizer=optim.adamw(model, training.optimizer),
         schedule=optim.schedule(training.optimizer, steps_per_epoch=epoch, total=total),
         scaler=torch.amp.GradScaler(launch.device.type, enabled=training.precision == "fp16"),
-        parts=training.division.parts,
+        micro_batches=training.division.micro_batches,
         clip_norm=training.optimizer.clip_norm,
         seed=training.seed,
     )
@@ -298,7 +295,7 @@ def begin(task: TrainingTask, recipe: Any, paths: RunPaths) -> int:
     """
     with distributed.explain_lost_ranks():
         # Parts of another size have other statistics, with which BatchNorm computes other figures.
-        normed = any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in task.model.modules())
+        normed = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in task.model.modules())
         free = run_folder.FREE - {"training.accumulate"} if normed else run_folder.FREE
         first = run_folder.prepare(paths.out, recipe, task.source.contract, fresh=paths.fresh, free=free)
         if first:
@@ -319,7 +316,7 @@ def run(
     first: int,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
-    settle: Callable[[], None],
+    flush: Callable[[], None],
     *,
     ended: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -333,7 +330,7 @@ def run(
         first: Number of steps already done.
         paths: Machine settings.
         report: Called after each step; may score the model.
-        settle: Called before saving; writes what `report` has left to write, and so waits for the last step.
+        flush: Called before saving; writes what `report` has left to write, and so waits for the last step.
         ended: Returns whether to end before the last step, the same on all ranks.
 
     Raises:
@@ -342,17 +339,19 @@ def run(
     if ended():
         return
     training, source = task.training, task.source
-    plan = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
-    mine = (loader.rank_part(whole, rank=distributed.rank(), world=distributed.world_size()) for whole in plan)
-    loaded = loader.load(source, mine, threads=paths.workers, pinned=task.launch.device.type == "cuda")
+    index_stream = source.stream(training.batch, seed=training.seed, first=first, last=task.total)
+    rank_indices = (
+        loader.rank_part(indices, rank=distributed.rank(), world=distributed.world_size()) for indices in index_stream
+    )
+    loaded = loader.load(source, rank_indices, threads=paths.workers, pinned=task.launch.device.type == "cuda")
     batches = distributed.agreed(loaded)
-    done = loop.steps(task.objective, batches, task.updates, task.launch, first=first)
+    steps = loop.steps(task.objective, batches, task.updates, task.launch, first=first)
     # One progress bar, not one per process.
     if distributed.is_main_process():
-        done = progress.track(done, label="training steps", total=task.total - first)
-    averaged = average_weights.with_averages(done, task.model, task.averaged, training.average)
+        steps = progress.track(steps, label="training steps", total=task.total - first)
+    averaged = average_weights.with_averages(steps, task.model, task.averaged, training.average)
     with distributed.explain_lost_ranks(), wrapping.explain_compiler():
-        _run(averaged, task, paths, report, settle, ended)
+        _take_steps(averaged, task, paths, report, flush, ended)
 
 
 def scored_batches(
@@ -367,33 +366,33 @@ def complete(task: TrainingTask, paths: RunPaths, *, ended: Callable[[], bool] =
     return run_folder.read_progress(paths.out).steps == task.total or ended()
 
 
-def _save(task: TrainingTask, out: Path, done: int) -> None:
+def _save(task: TrainingTask, out: Path, steps_done: int) -> None:
     metrics, log_sha256 = out / run_folder.METRICS, ""
     if distributed.is_main_process():
         files.sync(metrics)  # a checkpoint that survives a power failure needs its metrics
         log_sha256 = files.sha256_file(metrics)
     state = run_folder.Progress(
-        steps=done,
+        steps=steps_done,
         log_sha256=log_sha256,
         scaler=task.updates.scaler.state_dict(),  # empty for a disabled scaler
     )
     run_folder.save(out, task.model, task.card, task.updates.optimizer, state, task.averaged)
 
 
-def _run(
+def _take_steps(
     steps: Iterator[loop.Step],
     task: TrainingTask,
     paths: RunPaths,
     report: Callable[[loop.Step], None],
-    settle: Callable[[], None],
+    flush: Callable[[], None],
     ended: Callable[[], bool],
 ) -> None:
     """Report the steps until the last, `ended`, a signal or `paths.stop_after`; save on the way and at the end."""
-    done, saved = 0, time.monotonic()
+    steps_done, saved = 0, time.monotonic()
     with signals.deferred_signals() as stopped:
         try:
             for count, step in enumerate(steps, 1):
-                done = step.index + 1
+                steps_done = step.index + 1
                 report(step)
                 # By the clock of rank 0 alone, since either all ranks save or none.
                 due = distributed.is_main_process() and time.monotonic() - saved > 60 * paths.save_minutes
@@ -401,29 +400,29 @@ def _run(
                 if stop or count == paths.stop_after or ended():
                     break
                 if due:
-                    settle()
-                    _save(task, paths.out, done)
+                    flush()
+                    _save(task, paths.out, steps_done)
                     saved = time.monotonic()
-            settle()
+            flush()
         except (SourceError, ServiceError, loop.NotFiniteError) as error:
             if isinstance(error, loop.NotFiniteError):  # of the last step, or of the one before
-                done = min(done, error.step)
+                steps_done = min(steps_done, error.step)
             else:
-                settle()
+                flush()
             # Samples that one rank cannot read are an error on all ranks, which saving takes. A checkpoint of a
             # diverged model would replace one that can be used.
             if not _is_finite(task.model):
                 raise
-            _finish(task, paths.out, done)
+            _save_last(task, paths.out, steps_done)
             if not stopped():
                 raise
             return
-        _finish(task, paths.out, done)
+        _save_last(task, paths.out, steps_done)
 
 
-def _finish(task: TrainingTask, out: Path, done: int) -> None:
-    if done:
-        _save(task, out, done)
+def _save_last(task: TrainingTask, out: Path, steps_done: int) -> None:
+    if steps_done:
+        _save(task, out, steps_done)
         distributed.wait()  # until rank 0 has written the checkpoint
 
 

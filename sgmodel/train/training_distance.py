@@ -89,11 +89,11 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
     ours, theirs = _ground(held_out), _ground(source)
     if ours is not None and theirs is not None:
         metres, index = ground_distance.nearest(ours, theirs)
-        return Nearness(metres=metres, likeness=None, nearest=tuple(source.keys[at] for at in index))
-    bank = _cells(source)
-    most = [(part @ bank.T).max(dim=1) for part in torch.split(_cells(held_out), CHUNK)]
-    keys = tuple(source.keys[at] for part in most for at in part.indices.tolist())
-    likeness = torch.cat([part.values for part in most]).double().numpy()
+        return Nearness(metres=metres, likeness=None, nearest=tuple(source.keys[row] for row in index))
+    bank = _describe_cells(source)
+    best = [(chunk @ bank.T).max(dim=1) for chunk in torch.split(_describe_cells(held_out), CHUNK)]
+    keys = tuple(source.keys[row] for chunk in best for row in chunk.indices.tolist())
+    likeness = torch.cat([chunk.values for chunk in best]).double().numpy()
     return Nearness(metres=None, likeness=likeness, nearest=keys)
 
 
@@ -112,18 +112,18 @@ def _ground(samples: loader.Samples) -> ground_distance.Ground | None:
     )
 
 
-def _cells(samples: loader.Samples) -> Tensor:
+def _describe_cells(samples: loader.Samples) -> Tensor:
     """Return the 8 x 8 means (N, D) of every band, centred and of length 1, so that products are correlations."""
     result = []
     for number in range(len(samples)):
         arrays = samples[number]
-        images = [_known(array, samples.contract) for name, array in arrays.items() if name.startswith("image")]
+        images = [_fill_nodata(array, samples.contract) for name, array in arrays.items() if name.startswith("image")]
         flat = functional.adaptive_avg_pool2d(torch.cat(images), CELLS).flatten()
         result.append(functional.normalize(flat - flat.mean(), dim=0))
     return torch.stack(result)
 
 
-def _known(image: Tensor, contract: Contract) -> Tensor:
+def _fill_nodata(image: Tensor, contract: Contract) -> Tensor:
     filled = image.float().nan_to_num(contract.fill)
     return filled if contract.nodata is None else torch.where(filled == contract.nodata, contract.fill, filled)
 
@@ -146,12 +146,12 @@ def conclude(
         OutputError: The file cannot be written.
     """
     scored: ScoredSamples = scores[SAMPLES]
-    left = {name: value for name, value in scores.items() if name != SAMPLES}
+    figures = {name: value for name, value in scores.items() if name != SAMPLES}
     if not distributed.is_main_process():
-        return left
+        return figures
     near = measure(source, held_out)
     _write(out / output_names.SCORED, held_out.keys, near, scored.columns)
-    return {**left, scores_by_distance.KEY: [_band(name, rows, scored, by) for name, rows in near.bands]}
+    return {**figures, scores_by_distance.KEY: [_band(name, rows, scored, by) for name, rows in near.bands]}
 
 
 def _band(name: str, rows: NDArray[np.int64], scored: ScoredSamples, by: str) -> dict[str, Any]:

@@ -58,15 +58,15 @@ def wrap(
 
 def _recompute(model: nn.Module) -> None:
     """Make `model` recompute the activations of its blocks. Raises SettingError if it has none."""
-    if any(isinstance(part, transformer.Block) for part in model.modules()):
+    if any(isinstance(module, transformer.Block) for module in model.modules()):
         transformer.recompute_activations(model)
         return
     # timm's models have a switch of their own.
-    switched: list[Any] = [part for part in model.modules() if hasattr(part, "set_grad_checkpointing")]
-    if not switched:
+    with_switch: list[Any] = [module for module in model.modules() if hasattr(module, "set_grad_checkpointing")]
+    if not with_switch:
         raise SettingError("training.recompute is true: the model has no blocks; set training.recompute = false")
-    for part in switched:
-        part.set_grad_checkpointing()
+    for module in with_switch:
+        module.set_grad_checkpointing()
 
 
 @contextmanager
