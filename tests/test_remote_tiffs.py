@@ -23,7 +23,7 @@ from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import OtherLayoutError
-from sgdata.remote import host_limits
+from sgdata.remote import host_limits, identity
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.types import Array, Bounds, Window
@@ -173,6 +173,24 @@ def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
         third = window_staging.stage(replace(request, target=tmp_path / "changed"))
         fresh = window_staging.stage(replace(request, target=tmp_path / "fresh", headers=None))
         assert third.sha256 == fresh.sha256 != first.sha256
+
+
+@pytest.mark.parametrize("about", [{"ETag": '"1"'}, {"Last-Modified": "Mon, 02 Nov 2026 03:04:05 GMT"}, {}])
+def test_a_file_is_identified_as_by_other_requests(about: dict[str, str], tmp_path: Path) -> None:
+    """A later run compares what the first answer said with an answer to another client."""
+    path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
+
+    def dated(handler: Files, content: bytes) -> bool:
+        start = int(handler.headers["Range"].removeprefix("bytes=").partition("-")[0])
+        span = f"bytes {start}-{start + len(content) - 1}/{path.stat().st_size}"
+        handler.give(206, content, {"Content-Range": span, **about})
+        return True
+
+    with served.serving(tmp_path, dated) as server:
+        request = request_for(f"{server.url}/a.tif", tmp_path)
+        source = window_staging.stage(request).source
+        assert source == identity.identify_address(request.asset.href)
+    assert bool(source) == bool(about)
 
 
 @pytest.mark.parametrize("way", ["keys", "endpoint of GDAL", "anonymous", "profile"])
