@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 HEADERS = ".headers"
 """Folder beside the lock with the headers of remote files: a build that follows the lock again asks for none."""
-LAYERS_AT_ONCE, SCENES_AT_ONCE = 16, 4
+LAYERS_AT_ONCE, SCENES_AT_ONCE = 16, 8
 """Scenes on servers of which one process reads the mask layer, or all files, at a time: it mostly waits for answers."""
 LOST_NAMED, LOST_AT_ONCE = 20, 4
 """Scenes that may be lost before a build stops early: after some were read, and if none was."""
