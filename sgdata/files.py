@@ -23,8 +23,8 @@ from sgdata.errors import OutputError, SettingError, SourceError, escape_hidden
 T = TypeVar("T")
 
 LOG = ".log"
-# Errors of file systems that cannot flush a folder.
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+# Errors of file systems that cannot flush a folder, or have no locks.
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 # One encoder, since a new one for each sample takes longer than encoding it.
 _CANONICAL = json.JSONEncoder(sort_keys=True, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 _SUMS_LINE = re.compile(r"([0-9a-f]{64})  ([^\n]+)")
@@ -273,7 +273,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:  # some network file systems cannot
+        if error.errno not in UNSUPPORTED:  # some network file systems cannot
             raise
     finally:
         os.close(handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 from collections.abc import Iterator
@@ -13,8 +12,6 @@ from sgdata import files, heartbeat, local_paths, output_names
 from sgdata.errors import OutputError
 
 log = logging.getLogger("sgdata")
-# Errors of file systems that have no locks.
-_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @contextmanager
@@ -45,7 +42,7 @@ def only_writer(folder: Path, mark: str | None = None) -> Iterator[None]:
             # The kernel releases this lock when the process ends, so that a killed run leaves nothing to clean up.
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in _UNSUPPORTED:
+            if error.errno not in files.UNSUPPORTED:
                 raise OutputError(
                     f"{folder}: another process is writing here; wait for it or choose another --out"
                 ) from None

@@ -46,7 +46,7 @@ def test_no_two_parts_come_closer_than_the_gap(
     counts = np.random.default_rng(1).integers(0, 5, (len(windows), 3))
     parts, report = blocks.split(patch_table.window_boxes(windows), counts, chosen)
 
-    by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in blocks.PARTS}
+    by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in blocks.SPLITS}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         for a in by_part[one]:
             assert all(distance_px(a, b) >= chosen.gap_px for b in by_part[other])

@@ -85,7 +85,7 @@ def test_distances_are_those_of_the_ellipsoid(latitude: float) -> None:
 
 def test_blocks_are_dealt_whole_and_parts_keep_the_gap() -> None:
     place, _, it = drawn(block_m=40_000, gap_m=1_500)
-    blocks = [tuple(row) for row in ground_splits.block_places(place, 40_000).tolist()]
+    blocks = [tuple(row) for row in ground_splits.block_indices(place, 40_000).tolist()]
     for block in set(blocks):
         assert len({part for part, at in zip(it.parts, blocks, strict=True) if at == block and part}) <= 1
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
@@ -101,7 +101,7 @@ def test_blocks_are_dealt_whole_and_parts_keep_the_gap() -> None:
 @pytest.mark.parametrize("south", [0.0, 45.0, 69.0])
 def test_blocks_are_as_wide_as_high_from_the_equator_to_the_north(south: float) -> None:
     place = country(20_000, seed=3, south=south)
-    members = ground_splits.block_places(place, 50_000)
+    members = ground_splits.block_indices(place, 50_000)
     sides = []
     for block in np.unique(members, axis=0):
         chosen = place[(members == block).all(axis=1)]

@@ -80,10 +80,10 @@ def test_a_shaped_series_of_pages_is_one_image() -> None:
 def test_the_georeference_equals_that_of_rasterio(tmp_path: Path, options: dict[str, object]) -> None:
     picture = small_tiff.read(geotiff(tmp_path / "it.tif", "EPSG:32632", **options))
     np.testing.assert_array_equal(picture.pixels, PIXELS)
-    assert picture.place == small_tiff.Georeference(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
+    assert picture.georeference == small_tiff.Georeference(epsg=32632, transform=(10, 0, 690000, 0, -9.5, 5340000))
     with rasterio.open(tmp_path / "it.tif") as held:
         expected = transform_bounds(held.crs, "EPSG:4326", *held.bounds)
-    np.testing.assert_allclose(small_tiff.bounds(picture.place, (20, 30)), expected, atol=1e-6)
+    np.testing.assert_allclose(small_tiff.bounds(picture.georeference, (20, 30)), expected, atol=1e-6)
     assert small_tiff.place_metadata(picture)["crs"] == "EPSG:32632"
 
 
@@ -118,9 +118,9 @@ def test_every_real_file_reads_as_rasterio_reads_it(real: Path) -> None:
         quick += small_tiff._plain(content) is not None
         with rasterio.open(path) as held:
             np.testing.assert_array_equal(picture.pixels, held.read())
-            assert picture.place is not None
-            assert picture.place.epsg == held.crs.to_epsg()
-            np.testing.assert_allclose(picture.place.transform, tuple(held.transform)[:6], rtol=1e-14)
+            assert picture.georeference is not None
+            assert picture.georeference.epsg == held.crs.to_epsg()
+            np.testing.assert_allclose(picture.georeference.transform, tuple(held.transform)[:6], rtol=1e-14)
     assert quick == len(paths) - 1  # fMoW's are deflated
 
 

@@ -16,7 +16,7 @@ from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import split_lists
 from sgdata.splits import ground_distance, ground_splits, split_table
-from sgdata.splits.blocks import LEFT_OUT, PARTS
+from sgdata.splits.blocks import LEFT_OUT, SPLITS
 from sgdata.splits.ground_distance import Ground
 from sgdata.splits.ground_splits import DrawSettings
 from sgdata.splits.split_table import Header, PublishedList, SplitTable
@@ -147,7 +147,7 @@ def draw(
         counts = Counter(drawn.parts.tolist())
         held_out, train = np.isin(drawn.parts, ("val", "test")), drawn.parts == "train"
         least, _ = ground_distance.nearest(located.ground[held_out], located.ground[train])
-        parts = ", ".join(f"{part} {counts[part]:,}" for part in PARTS if counts[part])
+        parts = ", ".join(f"{part} {counts[part]:,}" for part in SPLITS if counts[part])
         lines.append(
             f"{name}: {parts}, left out {counts[LEFT_OUT]:,}; {drawn.blocks} blocks; "
             f"nearest train sample {least.min(initial=np.inf):,.0f} m"

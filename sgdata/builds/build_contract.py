@@ -40,7 +40,7 @@ def write_contract(
         for window in grids.cut_tiles(dataset.shape, TILE_PX):
             histogram += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / output_names.LABELS).exists()
-    splits = {split: int((rows["split"] == split).sum()) for split in blocks.PARTS}
+    splits = {split: int((rows["split"] == split).sum()) for split in blocks.SPLITS}
     side = int(rows["height"].iloc[0]) if len(rows) else 0
     identity = [outputs, rows["key"].tolist(), rows["split"].tolist()]
     contracts.write(

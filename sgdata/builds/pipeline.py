@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from sgdata import files, local_paths, output_lock, output_names, pool, progress, urls
-from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, fetch
+from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, disk_space, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
 from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, make_labels, osm_features, rasterize
 from sgdata.rasters import grids, resample, vectors
-from sgdata.scenes import aoi, build_cost, coverage, geocoding, lock, offsets, search
+from sgdata.scenes import aoi, coverage, geocoding, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
 from sgdata.shards import contracts
@@ -162,7 +161,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         planned_lock = apply_lock(recipe, locked) if locked else plan(recipe, paths)
         if locked and exact:
             lock.check_equal(locked, replace(planned_lock, answers=locked.answers))  # before any pixel is read
-        check_disk(recipe, planned_lock, paths)
+        disk_space.check_disk(recipe, planned_lock, paths)
         # Labels first: a server that refuses, or a damaged file, must not be found after hours of reading pixels.
         answers = write_labels(recipe, planned_lock, paths)
         fetched_lock, scenes = fetch.fetch_scenes(recipe, planned_lock, paths)
@@ -205,30 +204,6 @@ def apply_lock(recipe: BuildRecipe, locked: Lock) -> Lock:
         tag_table_sha256=class_tables.sha256(recipe.labels.classes),
         versions=lock.versions(),
     )
-
-
-def check_disk(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> None:
-    """Raise OutputError if the disks of the scratch folder and the output cannot hold what a build writes."""
-    settings = recipe.composite
-    # How many scenes a rule that selects by score will read is not known before: at least one.
-    scenes = settings.max_obs or (1 if settings.rule.score_range else len(build_lock.items))
-    needed_bytes: Counter[int] = Counter()
-    folder_of: dict[int, Path] = {}
-    for folder, size in (
-        (paths.scratch_folder, build_cost.scratch_bytes(build_lock, min(scenes, len(build_lock.items)))),
-        (paths.out, build_cost.output_bytes(build_lock)),
-    ):
-        disk = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if disk == folder else 0
-        needed_bytes[disk.stat().st_dev] += max(size - written, 0)
-        folder_of.setdefault(disk.stat().st_dev, disk)
-    for device, folder in folder_of.items():
-        free = shutil.disk_usage(folder).free
-        if needed_bytes[device] > free:
-            raise OutputError(
-                f"{folder}: {free / 1e6:,.1f} MB of disk are free, expected about {needed_bytes[device] / 1e6:,.1f} MB "
-                f"for {len(build_lock.items)} scenes; free some, give --scratch on another disk, or a smaller area"
-            )
 
 
 def write_labels(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> dict[str, str]:

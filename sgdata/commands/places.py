@@ -1,4 +1,4 @@
-"""What `plan` and `build` do with several places: choose them, run them, print a table of them."""
+"""Choose, run and print the several places of `plan` and `build`."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class CompositeRule:
-    """What every composite rule has.
+    """Fields of every composite rule.
 
     Attributes:
         help: One line for the command line.

@@ -120,8 +120,10 @@ def _read(ref: SampleRef, content: archives.Content, contract: Contract, index: 
             actual = f"{picture.pixels.dtype} {picture.pixels.shape}"
             raise SourceError(f"{band.name} is {actual}, expected uint16 (1, {side}, {side})")
         # Bands of different sizes share only the upper left corner.
-        if picture.place:
-            corners.add((picture.place.epsg, picture.place.transform[2], picture.place.transform[5]))
+        if picture.georeference:
+            corners.add(
+                (picture.georeference.epsg, picture.georeference.transform[2], picture.georeference.transform[5])
+            )
             meta = meta or small_tiff.place_metadata(picture)
         groups.setdefault(f"image_{band.gsd_m}m", []).append(picture.pixels[0])
     if len(corners) > 1:

@@ -60,7 +60,7 @@ def open_samples(dataset: str, source: Path, contract: Contract) -> Iterator[Cal
 
 
 def _reorder_bands(sample: Sample, stored: Sequence[Band], target: Sequence[Band]) -> Sample:
-    """Return a sample with the bands of its images, which are in the order `stored`, in the order `wanted`."""
+    """Return a sample with the bands of its images, which are in the order `stored`, in the order `target`."""
     if tuple(stored) == tuple(target):
         return sample
     arrays = dict(sample.arrays)

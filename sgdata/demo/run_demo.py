@@ -52,7 +52,7 @@ class Story:
 # Stages that may exit with findings: small cities have pixels without a clear observation, and audit findings.
 MAY_HAVE_FINDINGS = ("build", "audit", "release")
 # What the pretrained segmenter, which has few labels, is compared with: title, least difference in mIoU expected.
-RIVALS = {
+BASELINES = {
     "linear": ("linear model with all labels", 0.10),
     "scratch": ("random weights with all labels", 0.0),
 }
@@ -176,7 +176,7 @@ def collect_training_results(out: Path) -> dict[str, Any]:
     steps = [json.loads(line) for line in (out / "runs/pretrain/metrics.jsonl").read_text().splitlines()]
     losses = [step["loss"] for step in steps if "loss" in step]
     contract = files.read_plain(out / "shards/contract.json")
-    results = {name: files.read_plain(out / "runs" / name / output_names.RESULTS) for name in ("segment", *RIVALS)}
+    results = {name: files.read_plain(out / "runs" / name / output_names.RESULTS) for name in ("segment", *BASELINES)}
     labels = {}
     for name in results:
         training = files.read_plain(out / "runs" / name / output_names.RECIPE)["training"]
@@ -186,15 +186,15 @@ def collect_training_results(out: Path) -> dict[str, Any]:
         "shards": len(list((out / "shards").glob("*.tar"))),
         "pretrain": {"loss_first": losses[0], "loss_last": losses[-1], "steps": steps[-1]["step"] + 1},
         "segment": {key: results["segment"][key] for key in ("miou", "miou_majority", "oa")}
-        | {f"miou_{name}": results[name]["miou"] for name in RIVALS}
+        | {f"miou_{name}": results[name]["miou"] for name in BASELINES}
         | {"labels": labels},
     }
 
 
 def comparisons(figures: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Compare the pretrained segmenter with its rivals: (name, difference in mIoU, whether it is as expected)."""
+    """Compare the pretrained segmenter with its baselines: (name, difference in mIoU, whether it is as expected)."""
     segment, rows = figures["segment"], []
-    for name, (title, least) in RIVALS.items():
+    for name, (title, least) in BASELINES.items():
         difference = segment["miou"] - segment[f"miou_{name}"]
         verdict = "reached" if difference >= least else "MISSED"
         rows.append((f"pretrained minus {title}", f"{difference:+.4f}", f"{verdict}: at least {least:+.2f} expected"))

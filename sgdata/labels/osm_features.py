@@ -11,7 +11,7 @@ from typing import Any
 
 from sgdata import files, local_paths
 from sgdata.errors import SettingError, SourceError
-from sgdata.labels import coastline, osm_elements, osm_scan, overpass, tag_rules
+from sgdata.labels import coastline, osm_assembly, osm_elements, overpass, tag_rules
 
 OSM_FILES = (".osm", ".osm.gz", ".osm.bz2", ".xml", ".osm.pbf", ".pbf")
 JSON_FILES = (".json", ".json.gz")
@@ -70,7 +70,7 @@ def read(
             may declare entities that expand without limit).
     """
     if not isinstance(source, str | Path):
-        return _read_table(source, osm_scan.Scan(area=area, rules=rules, core=core), sea)
+        return _read_table(source, osm_assembly.Scan(area=area, rules=rules, core=core), sea)
     if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
         # Without a date, labels would depend on the day of the build.
         if not date or store is None:
@@ -92,7 +92,7 @@ def read_files(
     paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea: Path | None = None, core: Any = None
 ) -> Features:
     """Read the features of several files, as `read` does; an object that is in several counts once."""
-    hashes, dates, scan = {}, [], osm_scan.Scan(area=area, rules=rules, core=core)
+    hashes, dates, scan = {}, [], osm_assembly.Scan(area=area, rules=rules, core=core)
     for path in paths:
         # Answers are hashed unpacked, since gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
@@ -101,12 +101,14 @@ def read_files(
     return _features(scan, hashes, sea, as_of=min((date for date in dates if date), default=None))
 
 
-def _read_table(frame: Any, scan: osm_scan.Scan, sea: Path | None) -> Features:
-    content = [(name, tags, shape.wkb_hex) for name, tags, shape in osm_scan.take_table(frame, scan, "GeoDataFrame")]
+def _read_table(frame: Any, scan: osm_assembly.Scan, sea: Path | None) -> Features:
+    content = [
+        (name, tags, shape.wkb_hex) for name, tags, shape in osm_assembly.take_table(frame, scan, "GeoDataFrame")
+    ]
     return _features(scan, {"GeoDataFrame": files.sha256(files.canonical_json(content))}, sea, as_of=None)
 
 
-def _features(scan: osm_scan.Scan, hashes: dict[str, str], sea: Path | None, *, as_of: str | None) -> Features:
+def _features(scan: osm_assembly.Scan, hashes: dict[str, str], sea: Path | None, *, as_of: str | None) -> Features:
     """Return what was found, with the sea."""
     if sea is not None:
         hashes[sea.name] = files.sha256_file(sea)
@@ -124,7 +126,7 @@ def _features(scan: osm_scan.Scan, hashes: dict[str, str], sea: Path | None, *, 
     )
 
 
-def _add_sea(scan: osm_scan.Scan, path: Path | None) -> None:
+def _add_sea(scan: osm_assembly.Scan, path: Path | None) -> None:
     """Add the part of the area that is sea, by a file of polygons or by the coastlines."""
     import shapely
 
@@ -153,12 +155,12 @@ def check_suffix(path: Path) -> None:
         raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(kinds)}; convert or rename it")
 
 
-def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
+def _scan_file(path: Path, scan: osm_assembly.Scan) -> str | None:
     """Add the features of one file to `scan` and return the date in the file, or None."""
     from sgdata.rasters import vectors
 
     if path.name.endswith(TABLE_FILES):
-        for _ in osm_scan.take_table(vectors.read_table(path), scan, str(path)):
+        for _ in osm_assembly.take_table(vectors.read_table(path), scan, str(path)):
             pass
         return None
     stamp = None
@@ -172,10 +174,10 @@ def _scan_file(path: Path, scan: osm_scan.Scan) -> str | None:
         else:
             check_suffix(path)
             native = osm_elements.rewrite(path, Path(folder))
-        return osm_scan.collect(native, scan, str(path)) or (stamp if isinstance(stamp, str) else None)
+        return osm_assembly.collect(native, scan, str(path)) or (stamp if isinstance(stamp, str) else None)
 
 
-def _table(scan: osm_scan.Scan) -> Any:
+def _table(scan: osm_assembly.Scan) -> Any:
     """Return the rows as a sorted GeoDataFrame."""
     import geopandas
 

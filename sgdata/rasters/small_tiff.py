@@ -44,15 +44,15 @@ class Georeference:
 
 @dataclass(frozen=True, kw_only=True)
 class TiffImage:
-    """Pixels of a TIFF and their place.
+    """Pixels of a TIFF and their georeference.
 
     Attributes:
         pixels: (C, H, W) in the file's own dtype, native byte order.
-        place: Georeference; None if there is none.
+        georeference: Georeference; None if there is none.
     """
 
     pixels: Array
-    place: Georeference | None
+    georeference: Georeference | None
 
 
 def read(content: bytes) -> TiffImage:
@@ -78,14 +78,14 @@ def read(content: bytes) -> TiffImage:
             pixels = _bands_first(series.asarray(), series.axes, series.kind)
             tags = {tag.code: tag.value for tag in tiff.pages.first.tags}
             _check_no_data(pixels, tags.get(_NODATA))
-            place = _place(tags)
+            georeference = _georeference(tags)
     except SourceError:
         raise
     except Exception as error:  # damaged bytes make tifffile raise errors of many types
         raise SourceError(
             f"not a readable TIFF: {type(error).__name__}: {error!s:.120}; fetch or write it again"
         ) from None
-    return TiffImage(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), place=place)
+    return TiffImage(pixels=np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")), georeference=georeference)
 
 
 def _check_pages(content: bytes) -> None:
@@ -152,7 +152,7 @@ def _plain(content: bytes) -> TiffImage | None:
     pixels = np.frombuffer(data, head.dtype).reshape(head.shape).transpose(2, 0, 1)
     if head.nodata is not None:
         _check_no_data(pixels, head.nodata)
-    return TiffImage(pixels=np.ascontiguousarray(pixels, head.dtype.newbyteorder("=")), place=head.place)
+    return TiffImage(pixels=np.ascontiguousarray(pixels, head.dtype.newbyteorder("=")), georeference=head.georeference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ class _Head:
         shape: (H, W, C).
         size: Bytes of the pixels.
         strips: Offset and bytes of each strip.
-        place: Georeference.
+        georeference: Georeference.
         nodata: Value of the tag GDAL_NODATA.
     """
 
@@ -172,7 +172,7 @@ class _Head:
     shape: tuple[int, ...]
     size: int
     strips: tuple[tuple[int, int], ...]
-    place: Georeference | None
+    georeference: Georeference | None
     nodata: object
 
 
@@ -191,7 +191,7 @@ def _head(content: bytes, order: str) -> _Head | None:
 
 
 def _parse_head(content: bytes, order: str, layout: _Layout) -> _Head | None:
-    tags = dict(layout.inline) | {tag: form.unpack_from(content, place) for tag, form, place in layout.elsewhere}
+    tags = dict(layout.inline) | {tag: form.unpack_from(content, start) for tag, form, start in layout.elsewhere}
     if not all(tags.values()):  # a tag without a value
         return None
     plain = _plain_format(order, tags)
@@ -204,7 +204,7 @@ def _parse_head(content: bytes, order: str, layout: _Layout) -> _Head | None:
     if sum(count for _, count in strips) != size:
         return None
     nodata = tags.get(_NODATA, (None,))[0]
-    return _Head(dtype=dtype, shape=shape, size=size, strips=strips, place=_place(tags), nodata=nodata)
+    return _Head(dtype=dtype, shape=shape, size=size, strips=strips, georeference=_georeference(tags), nodata=nodata)
 
 
 _known_head = lru_cache(maxsize=256)(_parse_head)
@@ -239,7 +239,7 @@ class _Layout:
 
     Attributes:
         inline: Values in the directory, by tag.
-        elsewhere: (tag, form, place in the file) of the others.
+        elsewhere: (tag, form, offset in the file) of the others.
         end: End of the last of these in the file.
     """
 
@@ -261,7 +261,7 @@ def _layout(directory: bytes, order: str) -> _Layout:
                 inline.append((tag, form.unpack_from(directory, at + 8)))
             else:
                 elsewhere.append((tag, form, struct.unpack_from(f"{order}I", directory, at + 8)[0]))
-    end = max((place + form.size for _, form, place in elsewhere), default=0)
+    end = max((start + form.size for _, form, start in elsewhere), default=0)
     return _Layout(inline=tuple(inline), elsewhere=tuple(elsewhere), end=end)
 
 
@@ -275,7 +275,7 @@ def _bands_first(pixels: Array, axes: str, kind: str) -> Array:
     raise SourceError(f"TIFF of axes {axes} {pixels.shape}: expected one image of one or more bands")
 
 
-def _place(tags: dict[int, Any]) -> Georeference | None:
+def _georeference(tags: dict[int, Any]) -> Georeference | None:
     """Return the georeference in GeoTIFF tags (1.1, clauses 7.1 and 7.2): CRS code, and matrix or tie point."""
     keys = tags.get(_GEOKEYS, ())
     codes = {keys[i]: keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i + 1] == 0}
@@ -291,18 +291,20 @@ def _place(tags: dict[int, Any]) -> Georeference | None:
     return None
 
 
-def bounds(place: Georeference, shape: tuple[int, int]) -> Bounds:
-    """Return west, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W) at `place`.
+def bounds(georeference: Georeference, shape: tuple[int, int]) -> Bounds:
+    """Return west, south, east, north in EPSG:4326, to 1e-7 degree, of an image of `shape` (H, W).
 
     Raises SourceError where these are not on Earth.
     """
-    a, b, c, d, e, f = place.transform
+    a, b, c, d, e, f = georeference.transform
     corners = [(a * x + b * y + c, d * x + e * y + f) for x in (0, shape[1]) for y in (0, shape[0])]
     # All four corners: a UTM square is turned in degrees, and two corners would cut its sides.
     xs, ys = zip(*corners, strict=True)
-    west, south, east, north = _to_wgs84(place.epsg).transform_bounds(min(xs), min(ys), max(xs), max(ys))
+    west, south, east, north = _to_wgs84(georeference.epsg).transform_bounds(min(xs), min(ys), max(xs), max(ys))
     if not all(map(math.isfinite, (west, south, east, north))):
-        raise SourceError(f"image bounds {place.transform} in EPSG:{place.epsg} are not on Earth; correct them")
+        raise SourceError(
+            f"image bounds {georeference.transform} in EPSG:{georeference.epsg} are not on Earth; correct them"
+        )
     return (round(west, 7), round(south, 7), round(east, 7), round(north, 7))
 
 
@@ -319,7 +321,7 @@ def _to_wgs84(epsg: int) -> Any:
 
 def place_metadata(picture: TiffImage) -> dict[str, Any]:
     """Return `crs` and `bounds` for the meta of a sample; empty without a georeference."""
-    if picture.place is None:
+    if picture.georeference is None:
         return {}
     height, width = picture.pixels.shape[1:]
-    return {"crs": f"EPSG:{picture.place.epsg}", "bounds": list(bounds(picture.place, (height, width)))}
+    return {"crs": f"EPSG:{picture.georeference.epsg}", "bounds": list(bounds(picture.georeference, (height, width)))}

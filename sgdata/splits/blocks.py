@@ -19,7 +19,7 @@ from sgdata.errors import SettingError
 from sgdata.types import Array
 
 LEFT_OUT = ""
-PARTS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 # A class missing from a part outweighs any unevenness (the squares of one class sum to 2 at most); losing 20 % of the
 # boxes weighs like two parts 4.5 % off their share (0.02 x 0.2 = 2 x 0.045^2).
 MISSING_WEIGHT, LOSS_WEIGHT = 4.0, 0.02
@@ -112,7 +112,7 @@ def split(boxes: Array, counts: Array, settings: SplitSettings) -> tuple[tuple[s
         goal = _Goal(layout=layout, mass=np.column_stack([counts, np.ones(len(boxes))]), shares=shares)
         parts = _parts(layout, _assign_blocks(goal, settings.seed), np.arange(len(boxes)))
     # -1 indexes the last name, LEFT_OUT.
-    names = np.array([*PARTS, LEFT_OUT])[parts[np.argsort(order)]]
+    names = np.array([*SPLITS, LEFT_OUT])[parts[np.argsort(order)]]
     return tuple(names.tolist()), _report(boxes, counts, parts, shares)
 
 
@@ -216,7 +216,7 @@ def _parts(layout: _Layout, assigned: Array, which: Array) -> Array:
     """
     inside, near = layout.inside[which], layout.near[which]
     # The value of the padding must never win the minimum or the maximum.
-    low = np.append(assigned, len(PARTS))[inside].min(axis=1)
+    low = np.append(assigned, len(SPLITS))[inside].min(axis=1)
     padded = np.append(assigned, -1)
     highest = np.maximum(padded[near].max(axis=1), padded[inside].max(axis=1))
     return np.where(highest == low, low, -1)
@@ -233,7 +233,7 @@ class _Goal:
     @cached_property
     def used(self) -> tuple[int, ...]:
         """Numbers of the parts with a share above 0."""
-        return tuple(part for part in range(len(PARTS)) if self.shares[part] > 0)
+        return tuple(part for part in range(len(SPLITS)) if self.shares[part] > 0)
 
     @cached_property
     def exists(self) -> Array:
@@ -305,11 +305,11 @@ def _assign_blocks(goal: _Goal, seed: int) -> Array:
 
 
 def _report(boxes: Array, counts: Array, parts: Array, shares: tuple[float, ...]) -> SplitReport:
-    used = [part for part in range(len(PARTS)) if shares[part] > 0]
-    present = {PARTS[part]: counts[parts == part].sum(axis=0) > 0 for part in used}
+    used = [part for part in range(len(SPLITS)) if shares[part] > 0]
+    present = {SPLITS[part]: counts[parts == part].sum(axis=0) > 0 for part in used}
     anywhere = np.any(list(present.values()), axis=0)
     return SplitReport(
-        boxes={PARTS[part]: int((parts == part).sum()) for part in used},
+        boxes={SPLITS[part]: int((parts == part).sum()) for part in used},
         left_out=int((parts < 0).sum()),
         lacking={name: tuple(np.flatnonzero(anywhere & ~classes).tolist()) for name, classes in present.items()},
         leakage=leakage(boxes[parts > 0], boxes[parts == 0]),

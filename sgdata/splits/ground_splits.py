@@ -10,7 +10,7 @@ import numpy as np
 
 from sgdata.errors import SettingError
 from sgdata.splits import blocks, ground_distance
-from sgdata.splits.blocks import LEFT_OUT, PARTS
+from sgdata.splits.blocks import LEFT_OUT, SPLITS
 from sgdata.splits.ground_distance import Ground
 from sgdata.types import Array
 
@@ -63,7 +63,7 @@ class Draw:
     blocks: int
 
 
-def block_places(ground: Ground, block_m: float) -> Array:
+def block_indices(ground: Ground, block_m: float) -> Array:
     """Return (N, 2) row and column of the block that holds the centre of each sample.
 
     Rows are bands of latitude of `block_m`; each is cut into columns of that width at its middle, from Greenwich on.
@@ -93,11 +93,11 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
             f"shares {shares}, block {settings.block_m:g} m, gap {settings.gap_m:g} m, {settings.draws} draws; "
             "expected shares that leave something to train, a block above 0 and at least one draw"
         )
-    places, block = np.unique(block_places(ground, settings.block_m), axis=0, return_inverse=True)
+    places, block = np.unique(block_indices(ground, settings.block_m), axis=0, return_inverse=True)
     classes = np.eye(labels.max(initial=0) + 1)[labels]
     assigned = blocks.deal(block.ravel(), places, classes, shares, settings.seed + number)[block.ravel()]
     assigned = _keep_gap(ground, assigned, settings.gap_m)
-    empty = [name for at, name in enumerate(PARTS) if shares[at] > 0 and not (assigned == at).any()]
+    empty = [name for at, name in enumerate(SPLITS) if shares[at] > 0 and not (assigned == at).any()]
     if empty:
         raise SettingError(
             f"{len(places)} blocks of {settings.block_m:g} m leave {', '.join(empty)} empty; choose smaller blocks or "
@@ -108,7 +108,7 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
         members = np.flatnonzero((assigned == 0) & (labels == label))
         digests = [order_digest(settings.seed + number, keys[at]) for at in members.tolist()]
         budgets[members[np.argsort(digests, kind="stable")]] = _budget(len(members), settings.budgets)
-    return Draw(parts=np.array([*PARTS, LEFT_OUT])[assigned], budgets=budgets, blocks=len(places))
+    return Draw(parts=np.array([*SPLITS, LEFT_OUT])[assigned], budgets=budgets, blocks=len(places))
 
 
 def _keep_gap(ground: Ground, assigned: Array, gap_m: float) -> Array:

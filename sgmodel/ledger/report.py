@@ -215,7 +215,7 @@ def blocks_of_ground(folder: Path, block_m: float) -> dict[str, object]:
     boxes = np.array([index[side].to_pylist() for side in ("west", "south", "east", "north")], float).T
     known = np.flatnonzero(np.isfinite(boxes).all(axis=1))
     where = ground_distance.from_boxes(boxes[known], np.ones((len(known), 2)), 1.0, np.zeros(len(known), bool))
-    places = map(tuple, ground_splits.block_places(where, block_m).tolist())
+    places = map(tuple, ground_splits.block_indices(where, block_m).tolist())
     return {**{key: key for key in keys}, **{keys[at]: place for at, place in zip(known, places, strict=True)}}
 
 

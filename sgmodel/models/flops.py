@@ -91,7 +91,7 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
         spec: The model.
         px: Side of the images in pixels.
     """
-    images = 2 if spec.kind == "change" else 1
+    images = spec.images
     encoded = features(spec.recipe, spec.bands, px, dense=spec.kind != "classifier")
     head = images * encoded.merge
     if spec.kind == "classifier" or spec.probe or len(encoded.channels) == 1:
@@ -128,7 +128,8 @@ def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a backbone makes of one image: maps, finest first, or a vector, which is a map of one place.
+    """Shapes of the output of a backbone for one image, and its FLOPs: maps, finest first, or a vector, which is a map of
+    one pixel.
 
     Attributes:
         flops: Forward FLOPs.

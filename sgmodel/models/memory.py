@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -153,26 +153,32 @@ def of_spec(
         model.backbone.freeze()
     if recompute:
         transformer.recompute_activations(model)
-    one_image = isinstance(spec, specs.EncoderSpec | specs.AutoencoderSpec)
-    bands = spec.encoder.image_bands * spec.encoder.times if one_image else spec.bands  # type: ignore[union-attr]
-    images = 2 if isinstance(spec, specs.ContrastSpec) or getattr(spec, "kind", "") == "change" else 1
+    match spec:
+        case specs.EncoderSpec() | specs.AutoencoderSpec():
+            images, bands = 1, spec.encoder.image_bands * spec.encoder.times
+        case specs.ContrastSpec():
+            images, bands = 2, spec.bands
+        case specs.TaskSpec():
+            images, bands = spec.images, spec.bands
+        case _:
+            assert_never(spec)
 
     def forward(model: nn.Module, batch: int) -> Tensor:
         shown = [torch.empty(batch, bands, px, px, device="meta") for _ in range(images)]
-        if isinstance(spec, specs.AutoencoderSpec):
-            shape = (
-                batch,
-                *((spec.encoder.times,) if spec.encoder.times > 1 else ()),
-                spec.encoder.image_bands,
-                px,
-                px,
-            )
-            noise = torch.empty(batch, spec.encoder.tokens, device="meta")
-            loss: Tensor = model(shown[0].reshape(shape), noise=noise, ratio=mask_ratio).loss
-            return loss
-        if isinstance(spec, specs.ContrastSpec):
-            return model(*shown)[0]  # type: ignore[no-any-return]
-        return functional.log_softmax(model(*shown).float(), dim=1).sum()
+        match spec:
+            case specs.AutoencoderSpec():
+                encoder = spec.encoder
+                dates = (encoder.times,) if encoder.times > 1 else ()
+                noise = torch.empty(batch, encoder.tokens, device="meta")
+                stacked = shown[0].reshape(batch, *dates, encoder.image_bands, px, px)
+                loss: Tensor = model(stacked, noise=noise, ratio=mask_ratio).loss
+                return loss
+            case specs.ContrastSpec():
+                return model(*shown)[0]  # type: ignore[no-any-return]
+            case specs.EncoderSpec() | specs.TaskSpec():
+                return functional.log_softmax(model(*shown).float(), dim=1).sum()
+            case _:
+                assert_never(spec)
 
     counted = count(model, forward, half)
     # As stored, normalised and cropped, in float32.

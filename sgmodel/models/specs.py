@@ -145,6 +145,11 @@ class TaskSpec:
     probe: bool = False
 
     @property
+    def images(self) -> int:
+        """Number of images that one forward pass takes per sample."""
+        return 2 if self.kind == "change" else 1
+
+    @property
     def px(self) -> int:
         """Side of the images that the model takes; 0 for any."""
         return self.recipe.px

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgdata.errors import SourceError
-from sgdata.labels import osm_elements, osm_rings, osm_table, tag_rules
+from sgdata.labels import osm_elements, osm_ring_repair, osm_table, tag_rules
 from sgdata.limits import CROSSINGS, WAY_NODES
 
 AREA_RELATIONS = ("multipolygon", "boundary")
@@ -191,7 +191,7 @@ def _take_line(
         pieces = [piece for piece in pieces if len(piece) > 1]
         if not complete:
             scan.lose(object_id, f"{'mended' if pieces else 'lost'}: nodes of the line are not in the data", lon_lats)
-        if sum(map(len, pieces)) > MANY_NODES and osm_rings.cross_often(
+        if sum(map(len, pieces)) > MANY_NODES and osm_ring_repair.cross_often(
             [shapely.LineString(piece) for piece in pieces]
         ):
             scan.lose(object_id, f"lost: the line crosses itself more than {CROSSINGS.most} times", lon_lats)
@@ -214,11 +214,11 @@ def take_table(frame: Any, scan: Scan, origin: str) -> Iterator[tuple[tuple[str,
             if _take_line(object_id, tags, [points], scan, closed=closed, complete=True):
                 polygon = geometry if is_polygon else shapely.Polygon(points)
                 if not polygon.is_valid:
-                    polygon, reason = osm_rings.mend_way(points)
+                    polygon, reason = osm_ring_repair.mend_way(points)
                     scan.lose(object_id, f"{'lost' if polygon.is_empty else 'mended'}: {reason}", points)
                 scan.add(object_id, "polygon", tags, polygon)
         elif is_polygon and tag_rules.match(scan.rules, "polygon", tags, is_way=object_id[0] == "way"):
-            scan.add(object_id, "polygon", tags, osm_rings.polygons_in(geometry))
+            scan.add(object_id, "polygon", tags, osm_ring_repair.polygons_in(geometry))
         elif tag_rules.match(scan.rules, "polygon", tags, is_way=False):
             scan.lose(object_id, f"lost: a {object_id[0]} of geometry {geometry.geom_type} is no area")
         yield object_id, tags, geometry
@@ -281,9 +281,9 @@ def _mend(path: Path, scan: Scan) -> None:
     for object_id, own_tags in sorted(scan.candidates.items()):
         kind, number = object_id
         if kind == "way":
-            geometry, reason = osm_rings.mend_way(scan.rings[number])
+            geometry, reason = osm_ring_repair.mend_way(scan.rings[number])
         else:
-            geometry, reason = osm_rings.mend_relation(scan.members[number], ways)
+            geometry, reason = osm_ring_repair.mend_relation(scan.members[number], ways)
         if geometry.is_empty:
             scan.lose(object_id, f"lost: {reason}")
         elif scan.add(object_id, "polygon", own_tags, geometry):
@@ -301,7 +301,7 @@ def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[
         # By the rules of ways: streets around a block do not make it a street.
         if not tag_rules.match(scan.rules, "polygon", dict(shared), is_way=True):
             continue
-        geometry, reason = osm_rings.mend_relation(members, ways)
+        geometry, reason = osm_ring_repair.mend_relation(members, ways)
         for ref, _ in members:
             if shared <= set(tags.get(ref, {}).items()):
                 scan.forget(ref)
