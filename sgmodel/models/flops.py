@@ -128,8 +128,9 @@ def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """Shapes of the output of a backbone for one image, and its FLOPs: maps, finest first, or a vector, which is a map of
-    one pixel.
+    """Shapes of the output of a backbone for one image, and its FLOPs.
+
+    The output is maps, finest first, or a vector, which is a map of one pixel.
 
     Attributes:
         flops: Forward FLOPs.
