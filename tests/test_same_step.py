@@ -18,11 +18,12 @@ from sgmodel.models import encoder, mae, transformer
 from tests.rounding import assert_same_gradient_rounding, assert_same_rounding
 
 RATIO = 0.75
+SHARED = 0.9  # at which batches of 8 images share what they compute of mask tokens
 SMALL = encoder.EncoderConfig(image_px=32, width=48, depth=2, heads=4)
 LONG = encoder.EncoderConfig(image_px=28, patch_px=4, group_bands=2, width=16, depth=1, heads=2)  # 294 tokens
 DECODER = mae.DecoderConfig(width=16, depth=2, heads=2)
 
-Step = Callable[[mae.MaskedAutoencoder, Tensor, Tensor], Tensor]
+Step = Callable[[mae.MaskedAutoencoder, Tensor, Tensor, float], Tensor]
 
 
 def plain_block(block: transformer.Block, x: Tensor) -> Tensor:
@@ -39,10 +40,10 @@ def plain_block(block: transformer.Block, x: Tensor) -> Tensor:
     return x + functional.linear(hidden, block.mlp.fc2.weight, block.mlp.fc2.bias)
 
 
-def plain_step(model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
+def plain_step(model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float) -> Tensor:
     """Return the loss of a batch by the formulas of the paper."""
     shuffle = noise.argsort(dim=1, stable=True)
-    keep = mae.count_visible(model.config.tokens, RATIO)
+    keep = mae.count_visible(model.config.tokens, ratio)
     target = encoder.patchify(images, model.config)
     x = functional.linear(target, model.patch_embed.proj.weight.flatten(1), model.patch_embed.proj.bias)
     x = encoder.select_tokens(x + encoder.positions(model), shuffle[:, :keep])
@@ -62,8 +63,8 @@ def plain_step(model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor) -> T
     return model.objective.weight_token * losses["token"] + model.objective.weight_spectral * losses["spectral"]
 
 
-def fast_step(model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor) -> Tensor:
-    loss: Tensor = model(images, noise=noise, ratio=RATIO).loss
+def fast_step(model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor, ratio: float) -> Tensor:
+    loss: Tensor = model(images, noise=noise, ratio=ratio).loss
     return loss
 
 
@@ -72,39 +73,45 @@ def build_model(config: encoder.EncoderConfig, dtype: torch.dtype, **objective: 
     return mae.MaskedAutoencoder(encoder.Encoder(config), DECODER, mae.MaskedObjective(**objective)).to(dtype)  # type: ignore[arg-type]
 
 
-def make_batch(config: encoder.EncoderConfig, dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, Tensor]:
+def make_batch(
+    config: encoder.EncoderConfig, dtype: torch.dtype, seed: int = 0, *, ratio: float = RATIO
+) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(seed)
-    images = torch.rand(3, config.bands, config.image_px, config.image_px, generator=random)
-    return images.to(dtype), torch.rand(3, config.tokens, generator=random)
+    count = 8 if ratio == SHARED else 3
+    images = torch.rand(count, config.bands, config.image_px, config.image_px, generator=random)
+    return images.to(dtype), torch.rand(count, config.tokens, generator=random)
 
 
-def compute_results(step: Step, model: mae.MaskedAutoencoder, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+def compute_results(step: Step, model: mae.MaskedAutoencoder, ratio: float = RATIO) -> dict[str, Tensor]:
     model.zero_grad()
-    loss = step(model, images, noise)
+    dtype = model.mask_token.dtype
+    loss = step(model, *make_batch(model.config, dtype, ratio=ratio), ratio)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = {f"grad/{n}": p.grad for n, p in model.named_parameters() if p.grad is not None}
     return {"loss": loss.detach(), **gradients}
 
 
 @pytest.mark.parametrize("objective", [{}, {"weight_spectral": 0.0}, {"weight_token": 0.5, "weight_spectral": 2.0}])
-def test_a_step_in_float64_is_the_plain_one(objective: dict[str, float]) -> None:
+@pytest.mark.parametrize("ratio", [RATIO, SHARED])
+def test_a_step_in_float64_is_the_plain_one(objective: dict[str, float], ratio: float) -> None:
     model = build_model(SMALL, torch.float64, **objective)
-    fast, plain = (compute_results(step, model, *make_batch(SMALL, torch.float64)) for step in (fast_step, plain_step))
+    fast, plain = (compute_results(step, model, ratio) for step in (fast_step, plain_step))
     assert fast.keys() == plain.keys()
     assert len(fast) == 1 + len(list(model.parameters()))
     torch.testing.assert_close(fast, plain, rtol=1e-10, atol=1e-12)
 
 
-def test_a_step_in_float32_rounds_as_the_plain_one() -> None:
-    exact = compute_results(fast_step, build_model(SMALL, torch.float64), *make_batch(SMALL, torch.float64))
+@pytest.mark.parametrize("ratio", [RATIO, SHARED])
+def test_a_step_in_float32_rounds_as_the_plain_one(ratio: float) -> None:
+    exact = compute_results(fast_step, build_model(SMALL, torch.float64), ratio)
     model = build_model(SMALL, torch.float32)
-    fast, plain = (compute_results(step, model, *make_batch(SMALL, torch.float32)) for step in (fast_step, plain_step))
+    fast, plain = (compute_results(step, model, ratio) for step in (fast_step, plain_step))
     assert_same_rounding(fast, plain, exact, ["loss"])
     assert_same_gradient_rounding(fast, plain, exact, [name for name in fast if name != "loss"])
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-def test_fifty_steps_have_the_losses_of_the_plain_ones(half: bool) -> None:
+@pytest.mark.parametrize(("half", "ratio"), [(False, RATIO), (True, RATIO), (True, SHARED)])
+def test_fifty_steps_have_the_losses_of_the_plain_ones(half: bool, ratio: float) -> None:
     curves = []
     for step in (fast_step, plain_step):
         model = build_model(LONG, torch.float32)
@@ -112,7 +119,7 @@ def test_fifty_steps_have_the_losses_of_the_plain_ones(half: bool) -> None:
         curve = []
         for number in range(50):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-                loss = step(model, *make_batch(LONG, torch.float32, seed=number % 5))
+                loss = step(model, *make_batch(LONG, torch.float32, seed=number % 5, ratio=ratio), ratio)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
-from sgmodel.models import transformer
+from sgmodel.models import mask_tokens, transformer
+from sgmodel.models.mask_tokens import PartlyMasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -325,10 +326,13 @@ class MaskedAutoencoder(nn.Module):
         # Scattering into mask tokens equals the released code's append and unshuffle, without sorting the ids back.
         first = int(self.config.class_token)
         class_N1M, visible_NKM = self.decoder_embed(latent_NKD).tensor_split([first], dim=1)
-        everywhere_NLM = self.mask_token.to(visible_NKM.dtype).expand(len(latent_NKD), self.config.tokens, -1)
-        x_NLM = everywhere_NLM.scatter(1, ids_keep_NK.unsqueeze(-1).expand_as(visible_NKM), visible_NKM)
-        x_NLM = x_NLM + enc.positions(self, "decoder_")
-        x_NLM = self.decoder_blocks(torch.cat([class_N1M, x_NLM], dim=1) if first else x_NLM)
+        positions_1LM = enc.positions(self, "decoder_")
+        visible_NKM = visible_NKM + enc.select_tokens(positions_1LM.expand(len(visible_NKM), -1, -1), ids_keep_NK)
+        x = PartlyMasked(visible_NKM, ids_keep_NK, self.mask_token.to(class_N1M.dtype) + positions_1LM)
+        if first or not mask_tokens.is_faster(visible_NKM, self.config.tokens):
+            x_NLM = self.decoder_blocks(torch.cat([class_N1M, x.fill()], dim=1) if first else x.fill())
+        else:
+            x_NLM = self.decoder_blocks(x)
         x_NLM = x_NLM[:, first:] if ids_NM is None else enc.select_tokens(x_NLM[:, first:], ids_NM)
         pred: Tensor = self.decoder_pred(self.decoder_norm(x_NLM))
         return pred

@@ -7,6 +7,7 @@ Attention is computed by the kernel that was measured to be the fastest:
 | all but the next rows | torch's SDPA | flash and cuDNN attention on GPUs; in fp32 on CPUs as fast as the formula |
 | CPU, bf16, up to `SHORT` tokens | the formula, as torch operators | SDPA's backward pass takes 6 times as long |
 | CPU, bf16, more tokens | `_RecomputedAttention`: forward as SDPA | 0.8 of SDPA's time, and steady under load |
+| CPU, first block of the decoder, if `mask_tokens.is_faster` | `attend_masks` | scores of mask tokens once a batch |
 
 Shape suffixes: N images, L tokens, D width, A attention heads, E width of one head, B images x heads.
 """
@@ -25,6 +26,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sgmodel.models import linear
+from sgmodel.models.mask_tokens import PartlyMasked, attend_masks
 
 LAYER_NORM_EPS = 1e-6
 SHORT = 256
@@ -48,6 +50,18 @@ class Attention(nn.Module):
         out_NL3D = linear.project(x_NLD, self.q, self.k, self.v)
         q, k, v = out_NL3D.reshape(*x_NLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
         return linear.project(attend(q, k, v).transpose(1, 2).flatten(2), self.proj)
+
+    def of_partly_masked(self, x: PartlyMasked, norm: nn.Module) -> Tensor:
+        """Transform the norm of partly masked images into tokens (N, L, D); mask tokens are transformed once."""
+        rows_1RO = linear.project(norm(x.rows()), self.q, self.k, self.v)
+        visible, masks = (list(part.unbind()) for part in x.split_heads(rows_1RO, self.heads))
+        k, v = (_put(own, shared, x.places) for own, shared in zip(visible[1:], masks[1:], strict=True))
+        out_NALE = attend_masks(visible, masks, x.places)
+        if out_NALE is None:
+            out_NALE = attend(_put(visible[0], masks[0], x.places), k, v)
+        else:
+            out_NALE = _put(attend(visible[0], k, v), out_NALE, x.places)
+        return linear.project(out_NALE.transpose(1, 2).flatten(2), self.proj)
 
 
 class Mlp(nn.Module):
@@ -81,16 +95,19 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.recompute = False
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
-        """Transform tokens (N, L, D)."""
+    def forward(self, x_NLD: Tensor | PartlyMasked) -> Tensor:
+        """Transform tokens (N, L, D), or partly masked ones into those of all places."""
         if self.recompute and torch.is_grad_enabled():
             out: Tensor = checkpoint(self._forward, x_NLD, use_reentrant=False)
             return out
         return self._forward(x_NLD)
 
-    def _forward(self, x_NLD: Tensor) -> Tensor:
+    def _forward(self, x_NLD: Tensor | PartlyMasked) -> Tensor:
         rate = self.drop_path if self.training else 0.0
-        x_NLD = x_NLD + drop_path(self.attn(self.norm1(x_NLD)), rate)
+        if isinstance(x_NLD, PartlyMasked):
+            x_NLD = x_NLD.fill() + drop_path(self.attn.of_partly_masked(x_NLD, self.norm1), rate)
+        else:
+            x_NLD = x_NLD + drop_path(self.attn(self.norm1(x_NLD)), rate)
         return x_NLD + drop_path(self.mlp(self.norm2(x_NLD)), rate)
 
 
@@ -128,6 +145,12 @@ def recompute_activations(module: nn.Module) -> None:
 
 
 # --- attention on each device --------------------------------------------------------------
+
+
+def _put(own_NAKE: Tensor, shared: Tensor, places_NK: Tensor) -> Tensor:
+    """Return `shared` (N, A, L, E), or (A, L, E) for all images, with `own_NAKE` in the places of each image."""
+    everywhere_NALE = shared.expand(*own_NAKE.shape[:2], *shared.shape[-2:])
+    return everywhere_NALE.scatter(2, places_NK[:, None, :, None].expand_as(own_NAKE), own_NAKE)
 
 
 def attend(q_NALE: Tensor, k_NALE: Tensor, v_NALE: Tensor) -> Tensor:

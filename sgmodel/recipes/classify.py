@@ -31,6 +31,7 @@ from sgmodel.inference import predictor, tiling
 from sgmodel.models.heads import TaskModel
 from sgmodel.models.specs import TaskSpec
 from sgmodel.train import finetune, frozen_classifiers, frozen_features, loop, metrics, training, training_distance
+from sgmodel.train.losses import focal_factor
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
 
@@ -217,12 +218,12 @@ def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | No
         return functional.multilabel_soft_margin_loss(logits, y, weights)
     if single:
         log_p = functional.log_softmax(logits, dim=1)
-        losses = -y * log_p * (1 - log_p.exp()).clamp(min=1e-6) ** recipe.focal
+        losses = -y * log_p * focal_factor(1 - log_p.exp(), recipe.focal)
     else:
         p = logits.sigmoid()
-        uncertainty = (y * (1 - p) + (1 - y) * p).clamp(min=1e-6)
+        uncertainty = y * (1 - p) + (1 - y) * p
         bce = functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        losses = bce * uncertainty**recipe.focal / y.shape[1]
+        losses = bce * focal_factor(uncertainty, recipe.focal) / y.shape[1]
     return (losses if weights is None else losses * weights).sum(dim=1).mean()
 
 

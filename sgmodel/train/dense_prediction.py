@@ -19,6 +19,7 @@ from sgmodel import distributed
 from sgmodel.data import class_labels, loader, windows
 from sgmodel.inference import predictor, tiling
 from sgmodel.train import loop, metrics, run_folder, training, training_distance
+from sgmodel.train.losses import focal_factor
 
 if TYPE_CHECKING:
     from sgmodel.train.finetune import MapSettings
@@ -45,8 +46,7 @@ def loss(recipe: MapSettings, log_p: Tensor, target: Tensor, weights: Tensor | N
         )
         if recipe.focal:
             uncertainty = 1 - log_p.gather(1, classes[:, None])[:, 0].exp()
-            # Clamped, since a power of 0 may have no gradient.
-            pixel_losses = pixel_losses * uncertainty.clamp(min=1e-6) ** recipe.focal
+            pixel_losses = pixel_losses * focal_factor(uncertainty, recipe.focal)
         total = pixel_losses.sum()
     else:
         total = functional.nll_loss(log_p, target, weights, ignore_index=ignore, reduction="sum")
