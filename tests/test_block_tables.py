@@ -30,7 +30,7 @@ def test_blocks_of_a_header_hold_every_pixel(tmp_path: Path, big: str) -> None:
     table = block_tables.parse({0: content}, len(content), "band")
     out = np.zeros((64, 80), np.uint16)
     whole = Window(row=0, col=0, height=64, width=80)
-    for span in blocks.plan_ranges(table, whole):
+    for span in blocks.plan_ranges(table, [whole]):
         for row in blocks.rows_of(table, whole):
             blocks.decode_blocks(table, span, memoryview(content)[span.start : span.stop], whole, out, row=row)
     np.testing.assert_array_equal(out, VALUES)

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
+from types import MappingProxyType
 from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import cloud_masks, mask_scenes, scene_files, scene_staging, select_dates
+from sgdata.composite import (
+    cells,
+    cloud_masks,
+    mask_scenes,
+    needed_cells,
+    scene_files,
+    scene_staging,
+    select_dates,
+    tiles,
+    window_staging,
+)
+from sgdata.composite.cells import Cells
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
 from sgdata.errors import SettingError, SourceError
 from sgdata.remote.access import access_of
@@ -42,13 +54,15 @@ class Candidate:
         item: Its item in the lock.
         request: Windows to stage.
         scene: What is staged so far.
-        evidence: Evidence for its offset; None until all bands are staged.
+        evidence: Evidence for its offset; None until bands are staged.
+        decided: Whether its offset is decided.
     """
 
     item: Item
     request: SceneRequest
     scene: StagedScene
     evidence: offsets.OffsetEvidence | None = None
+    decided: bool = False
 
 
 def fetch_scenes(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> tuple[Lock, tuple[StagedScene, ...]]:
@@ -64,7 +78,7 @@ def fetch_scenes(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> tu
     mask_results = stage_masks(recipe, build_lock, paths)
     candidates = [result for result in mask_results if isinstance(result, Candidate)]
     dropped = [result for result in mask_results if isinstance(result, Dropped)]
-    while pending := select(recipe, build_lock.grid, candidates, paths):
+    while pending := select(recipe, build_lock, candidates, paths):
         staged = decide_offsets(recipe, stage_bands(recipe, build_lock, pending, paths))
         results = [staged.get(candidate.scene.id, candidate) for candidate in candidates]
         candidates = [result for result in results if isinstance(result, Candidate)]
@@ -78,7 +92,7 @@ def fetch_scenes(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> tu
         raise SourceError(
             f"all {count} scenes were left out ({reasons}); widen dates or area, or give --offset-source metadata"
         )
-    items = tuple(_set_hashes(candidate) for candidate in candidates)
+    items = tuple(_set_hashes(candidate, build_lock.grid) for candidate in candidates)
     fetched = replace(build_lock, items=items, dropped=(*build_lock.dropped, *dropped))
     return fetched, tuple(candidate.scene for candidate in candidates)
 
@@ -92,7 +106,7 @@ def stage_masks(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> lis
         replace(scene_request(item.scene, recipe, build_lock.grid, paths), required=bool(item.windows))
         for item in build_lock.items
     ]
-    if _rule_selects(recipe):
+    if recipe.mask.asset is not None and _rule_selects(recipe, build_lock):
         mask_requests = [
             replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests
         ]
@@ -111,38 +125,105 @@ def stage_masks(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> lis
     ]
 
 
-def select(recipe: BuildRecipe, grid: Grid, candidates: list[Candidate], paths: BuildPaths) -> list[Candidate]:
-    """Return the candidates that can matter to the composite and whose bands are not staged yet."""
+def select(
+    recipe: BuildRecipe, build_lock: Lock, candidates: list[Candidate], paths: BuildPaths
+) -> list[tuple[Candidate, SceneRequest]]:
+    """Return the candidates of which more can matter to the composite than is staged yet, and what to stage of them."""
     if not candidates:
         return []
     if recipe.mask.asset is None:
-        selected = candidates[: recipe.composite.max_obs or None]
-    elif not _rule_selects(recipe):
-        selected = candidates
-    else:
-        masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
-        dates = select_dates.select_dates(masked, recipe.composite, area=grid, bands=recipe.bands)
-        selected = [candidates[n] for n in dates]
-    return [candidate for candidate in selected if candidate.evidence is None]
+        return _missing(
+            build_lock, {n: {} for n in range(len(candidates))[: recipe.composite.max_obs or None]}, candidates
+        )
+    if not _rule_selects(recipe, build_lock):
+        return _missing(build_lock, {n: {} for n in range(len(candidates))}, candidates)
+    grid, settings = build_lock.grid, recipe.composite
+    masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
+    examined = select_dates.examined_dates(masked, settings)
+    possible = needed_cells.find_possible(masked, examined, settings, area=grid, bands=recipe.bands)
+    if build_lock.format == lock.WHOLE_WINDOWS:
+        return _missing(build_lock, {n: {} for n in possible}, candidates)
+    layers = {n: _layers(recipe, candidates[n]) for n in possible}
+    if pending := _missing(build_lock, {n: names for n, names in layers.items() if names}, candidates):
+        return pending
+    wanted, tested = {}, {}
+    for n, part in possible.items():
+        bands, tested[n] = needed_cells.find_windows(masked[n], part, settings, area=grid, bands=recipe.bands)
+        if bands:
+            wanted[n] = bands
+    if pending := _missing(build_lock, wanted, candidates, tested):
+        return pending
+    if settings.rule.score_range is None:
+        return []
+    scenes = tuple(
+        replace(scene, offset=candidate.scene.offset) for scene, candidate in zip(masked, candidates, strict=True)
+    )
+    job = tiles.Job(
+        grid=grid, bands=recipe.bands, kernel=recipe.resampling, settings=settings, scenes=scenes, folder=paths.out
+    )
+    winners = needed_cells.find_winners(job, paths.tile_px, paths.run)
+    return _missing(
+        build_lock, {n: dict.fromkeys(recipe.bands, cells.join(won)) for n, won in winners.items()}, candidates
+    )
+
+
+def _layers(recipe: BuildRecipe, candidate: Candidate) -> dict[str, Cells | None]:
+    """Return the layers of a scene that are no bands; they are read as a whole."""
+    return {name: None for name in candidate.request.windows if name not in recipe.bands}
+
+
+def _missing(
+    build_lock: Lock,
+    wanted: dict[int, dict[str, Cells | None]],
+    candidates: list[Candidate],
+    tested: Mapping[int, Cells | None] = MappingProxyType({}),
+) -> list[tuple[Candidate, SceneRequest]]:
+    """Return the candidates whose windows are not staged, and requests for them.
+
+    Args:
+        build_lock: The lock to follow; of windows that it has hashes of, the cells that it names are read too.
+        wanted: Cells to stage by band, by position; none for all windows as a whole.
+        candidates: All candidates.
+        tested: Cells in which offsets are tested, by position.
+    """
+    found = []
+    for n, names in sorted(wanted.items()):
+        candidate = candidates[n]
+        windows = {}
+        for name, part in (names or dict.fromkeys(candidate.request.windows)).items():
+            staged = candidate.scene.files.get(name)
+            if staged is None or not cells.hold(staged.cells, part):
+                parts = [part] if staged is None else [part, staged.cells]
+                parts += [locked_cells(candidate.item, name, build_lock.grid)] if name in candidate.item.windows else []
+                windows[name] = replace(candidate.request.windows[name], cells=cells.join(*parts))
+        if windows:
+            request = replace(candidate.request, windows=windows, staged=candidate.scene.files, tested=tested.get(n))
+            first = candidate.evidence is None and not windows.keys().isdisjoint(MSI.by_name)
+            found.append((candidate, replace(request, tests_offset=first)))
+    return found
 
 
 def stage_bands(
-    recipe: BuildRecipe, build_lock: Lock, candidates: list[Candidate], paths: BuildPaths
+    recipe: BuildRecipe, build_lock: Lock, pending: list[tuple[Candidate, SceneRequest]], paths: BuildPaths
 ) -> Iterator[tuple[str, Candidate | Dropped]]:
-    """Yield id and candidate in order with all windows staged, the offset tested, and the offset to expect.
+    """Yield id and candidate in order with the windows of its request staged, its offset tested if they are the first.
 
     A scene of which a file cannot be used is dropped.
     """
-    task = partial(scene_staging.stage_scene, grid=build_lock.grid)
-    requests = [candidate.request for candidate in candidates]
+    requests = [request for _, request in pending]
+    task = partial(scene_staging.stage_scene, grid=build_lock.grid, bands=recipe.bands)
     staged = paths.run(task, requests, **_concurrency(requests, SCENES_AT_ONCE))
-    results = _stop_if_too_many_lost(recipe, build_lock, progress.track(staged, label="scenes", total=len(candidates)))
-    for candidate, result in zip(candidates, results, strict=True):
+    results = _stop_if_too_many_lost(recipe, build_lock, progress.track(staged, label="scenes", total=len(pending)))
+    for (candidate, _), result in zip(pending, results, strict=True):
         if isinstance(result, Dropped):
             yield candidate.scene.id, result
             continue
         scene, evidence = result
-        _check_hashes(candidate.item, scene)
+        scene = replace(scene, offset=candidate.scene.offset)
+        _check_hashes(candidate.item, scene, build_lock.grid)
+        if evidence is None:
+            yield scene.id, replace(candidate, scene=scene)
+            continue
         expected = offsets.expected_offset(candidate.item.scene, level=recipe.source.level, product=evidence.product)
         item = replace(candidate.item, expected_offset=expected)
         yield scene.id, replace(candidate, item=item, scene=scene, evidence=evidence)
@@ -159,7 +240,7 @@ def decide_offsets(
     decided: dict[str, Candidate | Dropped] = {}
     undecided = []
     for name, candidate in staged:
-        if isinstance(candidate, Dropped) or candidate.evidence is None:
+        if isinstance(candidate, Dropped) or candidate.evidence is None or candidate.decided:
             decided[name] = candidate
             continue
         scene, evidence = candidate.item.scene, candidate.evidence
@@ -183,7 +264,7 @@ def _set_offset(candidate: Candidate, offset: int, evidence: offsets.OffsetEvide
     if declared is not None and declared != offset:
         log.warning("scene %s: its item declares offset %d, decided is %d", scene.id, declared, offset)
     item = replace(candidate.item, offset=offset, dark_share=evidence.dark_share, eligible=evidence.eligible)
-    return replace(candidate, item=item, scene=replace(candidate.scene, offset=offset))
+    return replace(candidate, item=item, scene=replace(candidate.scene, offset=offset), decided=True)
 
 
 # --- scenes lost to faults -----------------------------------------------------------------
@@ -301,28 +382,48 @@ def _concurrency(requests: list[SceneRequest], count: int) -> dict[str, int]:
     return {"threads": count} if remote else {}
 
 
-def _rule_selects(recipe: BuildRecipe) -> bool:
-    """Whether only some of the scenes are read, which their mask layers decide."""
+def _rule_selects(recipe: BuildRecipe, build_lock: Lock) -> bool:
+    """Whether only some scenes or some cells are read, which mask layers decide."""
     rule = recipe.composite.rule
-    return recipe.composite.max_obs > 0 or rule.score_range is not None
+    return build_lock.format != lock.WHOLE_WINDOWS or recipe.composite.max_obs > 0 or rule.score_range is not None
 
 
 def _tokens(recipe: BuildRecipe, scene: Scene, href: str) -> str:
     return recipe.source.tokens or signing.service(scene.provider, href)
 
 
-def _check_hashes(item: Item, scene: StagedScene) -> None:
+def _check_hashes(item: Item, scene: StagedScene, grid: Grid) -> None:
     for band, expected in item.windows.items():
-        if band in scene.files and scene.files[band].sha256 != expected:
+        staged = scene.files.get(band)
+        if staged is None:
+            continue
+        part = locked_cells(item, band, grid)
+        found = staged.sha256 if part == staged.cells else window_staging.pixel_hash(staged, part)
+        if found != expected:
             raise SourceError(
-                f"{item.scene.id} {band}: window pixels hash to {scene.files[band].sha256[:12]}, the lock has "
+                f"{item.scene.id} {band}: window pixels hash to {found[:12]}, the lock has "
                 f"{expected[:12]}; the catalogue has changed: plan again"
             )
 
 
-def _set_hashes(candidate: Candidate) -> Item:
-    """Return the item of a candidate with the pixel hash of each staged window."""
+def locked_cells(item: Item, band: str, grid: Grid) -> Cells | None:
+    """Return the cells of a window that a lock has the hash of; None for all of it. Raises SettingError."""
+    bits = item.cells.get(band)
+    if bits is None:
+        return None
+    part = cells.read_bits(grid.bounds, bits)
+    if part is None:
+        raise SettingError(f"lock: {item.scene.id} {band}: cells {bits!r:.60} are not those of its grid; plan again")
+    return part
+
+
+def _set_hashes(candidate: Candidate, grid: Grid) -> Item:
+    """Return the item of a candidate with the pixel hash of each staged window, and the cells of those read in part."""
     if candidate.evidence is None:
-        _check_hashes(candidate.item, candidate.scene)
-    hashes = {band: window.sha256 for band, window in candidate.scene.files.items()}
-    return replace(candidate.item, windows=hashes)
+        _check_hashes(candidate.item, candidate.scene, grid)
+    staged = candidate.scene.files
+    return replace(
+        candidate.item,
+        windows={band: window.sha256 for band, window in staged.items()},
+        cells={band: window.cells.bits for band, window in staged.items() if window.cells is not None},
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from sgdata.composite import cloud_masks, scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
@@ -26,14 +27,15 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         if window is None:
             block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
 
-            def strips(part: Window) -> Iterator[Array]:
+            def read(part: Window) -> Iterator[Array]:
                 return geotiff.read_warped(dataset, grids.crop(grid, part), request.kernel, band=band, beyond=beyond)
         else:
             row, col = window.row, window.col
             block = scene_files.block_at(window, dataset.block_shapes[band - 1])
 
-            def strips(part: Window) -> Iterator[Array]:
+            def read(part: Window) -> Iterator[Array]:
                 inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
                 return geotiff.read_strips(dataset, inside, band=band, beyond=beyond)
 
+        strips = partial(scene_files.one_by_one, read)
         yield SceneFile(grid=grid, dtype=header.dtype, block=block, strips=strips, identity=identified)

@@ -55,14 +55,28 @@ def raise_scores(clear_scores: Array, by_clear_score: Array, scores: Array) -> N
 
 
 @numba.njit(cache=True, nogil=True)
-def any_reaches(clear_scores: Array, by_clear_score: Array, scores: Array) -> bool:
-    """Return whether the score by clear score of some pixel is at least that of `scores` (H, W)."""
+def mark_cells(
+    clear_scores: Array, by_clear_score: Array, scores: Array, rows: Array, cols: Array, found: Array
+) -> None:
+    """Set `found` in the cells with a pixel whose score by clear score is at least that of `scores` (H, W).
+
+    `rows` (H) and `cols` (W) say in which row and column of `found` a pixel is.
+    """
     height, width = scores.shape
     for y in range(height):
         for x in range(width):
             if by_clear_score[clear_scores[y, x]] >= scores[y, x]:
-                return True
-    return False
+                found[rows[y], cols[x]] = True
+
+
+@numba.njit(cache=True, nogil=True)
+def mark_winners(index: Array, rows: Array, cols: Array, found: Array) -> None:
+    """Set `found` (T, h, w) for the date `index` (H, W) of each pixel, in the cell that `rows` and `cols` give."""
+    height, width = index.shape
+    for y in range(height):
+        for x in range(width):
+            if index[y, x] != NO_VALUE:
+                found[index[y, x], rows[y], cols[x]] = True
 
 
 @numba.njit(cache=True, nogil=True)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -57,10 +58,11 @@ def open_local_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
                 raise OtherLayoutError("pixels of another CRS")
             row, col = window.row, window.col
 
-            def strips(part: Window) -> Iterator[Array]:
+            def read(part: Window) -> Iterator[Array]:
                 inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
                 return _read_strips(opened, inside)
 
+            strips = partial(scene_files.one_by_one, read)
             block = scene_files.block_at(window, table.block)
             yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=identified)
     except blocks.DamagedBlockError as error:
@@ -109,7 +111,7 @@ def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
         out = strip[: part.height]
         for i in blocks.rows_of(table, part):
             blocks.fill_left_out(table, i, part, out)
-            for j in _cols_of(table, part):
+            for j in blocks.cols_of(table, part):
                 if table.offsets[i, j] and table.sizes[i, j]:
                     content = _read_block(opened, (i, j), stored)
                     blocks.decode_part(table, (i, j), content, part, out, room=room)
@@ -119,15 +121,10 @@ def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
         row = stop
 
 
-def _cols_of(table: BlockTable, window: Window) -> range:
-    width = table.block[1]
-    return range(window.col // width, -(-(window.col + window.width) // width))
-
-
 def _greatest_block(opened: _Opened, window: Window) -> int:
     """Return the most bytes of a block in a window. Raises DamagedBlockError or SourceError if that cannot be."""
     table = opened.table
-    rows, cols = blocks.rows_of(table, window), _cols_of(table, window)
+    rows, cols = blocks.rows_of(table, window), blocks.cols_of(table, window)
     inside = np.s_[rows.start : rows.stop, cols.start : cols.stop]
     sizes, ends = table.sizes[inside], table.offsets[inside] + table.sizes[inside]
     if ends.max(initial=0) > opened.size:

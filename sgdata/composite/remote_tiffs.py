@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,11 +68,12 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         grid, window = scene_files.find_window(request, header, geographic=False)
         if window is None:
             raise OtherLayoutError("pixels of another CRS")
-        inside = window
+        row, col = window.row, window.col
 
-        def strips(part: Window) -> Iterator[Array]:
-            row, col = inside.row + part.row, inside.col + part.col
-            return _read_strips(opened, Window(row=row, col=col, height=part.height, width=part.width), shown)
+        def strips(parts: Iterable[Window]) -> Iterator[tuple[Window, Array]]:
+            inside = [replace(part, row=row + part.row, col=col + part.col) for part in parts]
+            for part, values in _read_strips(opened, inside, shown):
+                yield replace(part, row=part.row - row, col=part.col - col), values
 
         block = scene_files.block_at(window, table.block)
         about = opened.file
@@ -160,36 +161,46 @@ class _PrefetchBudget:
 _prefetch = _PrefetchBudget()
 
 
-def _read_strips(opened: _Opened, window: Window, shown: str) -> Iterator[Array]:
-    """Yield a window from top to bottom in strips that end where blocks end, while further ranges are on their way."""
+def _read_strips(opened: _Opened, windows: list[Window], shown: str) -> Iterator[tuple[Window, Array]]:
+    """Yield windows in strips, one for each row of blocks, while further ranges are on their way."""
     table = opened.table
-    joined = blocks.plan_ranges(table, window)
+    joined = blocks.plan_ranges(table, windows)
     blocks.check_sizes(table, joined, opened.file.size, shown)
     pending = deque(joined)
     requested: deque[tuple[blocks.ByteRange, Future[memoryview]]] = deque()
     arrived: list[tuple[blocks.ByteRange, memoryview]] = []
-    native = np.dtype(table.dtype).newbyteorder("=")
-    try:
+    rows: dict[int, list[Window]] = {}
+    for window in windows:
         for row in blocks.rows_of(table, window):
+            rows.setdefault(row, []).append(_part(table, row, window))
+    try:
+        for row, parts in sorted(rows.items()):
             while pending and _prefetch.reserve(pending[0].size, needed=pending[0].first_row <= row):
                 span = pending.popleft()
                 requested.append((span, ranges.fetchers().submit(_fetch, opened, span)))
             while requested and requested[0][0].first_row <= row:
                 arrived.append((requested[0][0], requested[0][1].result()))
                 _prefetch.release(requested.popleft()[0].size)
-            part = _part(table, row, window)
-            out = np.empty((part.height, part.width), native)
-            for span, content in arrived:
-                blocks.decode_blocks(table, span, content, part, out, row=row)
+            for part in parts:
+                yield part, _decode_part(table, arrived, part, row)
             arrived = [(span, content) for span, content in arrived if span.last_row > row]
-            blocks.fill_left_out(table, row, part, out)
-            if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
-                out[out == table.nodata] = 0
-            yield out
     finally:
         for span, future in requested:
             future.cancel()
             _prefetch.release(span.size)
+
+
+def _decode_part(
+    table: BlockTable, arrived: list[tuple[blocks.ByteRange, memoryview]], part: Window, row: int
+) -> Array:
+    """Return the pixels of a part in one row of blocks."""
+    out = np.empty((part.height, part.width), np.dtype(table.dtype).newbyteorder("="))
+    for span, content in arrived:
+        blocks.decode_blocks(table, span, content, part, out, row=row)
+    blocks.fill_left_out(table, row, part, out)
+    if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
+        out[out == table.nodata] = 0
+    return out
 
 
 def _fetch(opened: _Opened, span: blocks.ByteRange) -> memoryview:

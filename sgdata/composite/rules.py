@@ -120,13 +120,15 @@ class Stack:
 
     Attributes:
         dn: (T, C, H, W) uint16 in the bands of the rule.
-        clear_scores: (T, H, W) uint8, as in `clear_score`.
+        looks: (T, H, W) uint8 clear scores, as in `clear_score`, also where a date was not read since it cannot win.
+        clear_scores: The same, 0 where a date was not read.
         usable: (T, H, W) bool, True where a date has data and is clear.
         days: Days since 1970.
         mask_gsd_m: Pixel size in which clear scores count distances.
     """
 
     dn: Array
+    looks: Array
     clear_scores: Array
     usable: Array
     days: tuple[int, ...]

@@ -8,12 +8,13 @@ pixels of a window do not depend on what reads them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgdata import limits
+from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, resample
 from sgdata.remote.access import Access
@@ -43,6 +44,7 @@ class WindowRequest:
         kernel: Resampling kernel for pixels of another CRS.
         access: Hosts that may be asked; None: those of an address that the user named.
         headers: Folder that keeps the headers of remote files; None to keep none.
+        cells: Parts of `bounds` that are needed; None for all.
     """
 
     name: str
@@ -55,6 +57,7 @@ class WindowRequest:
     kernel: resample.Kernel = "nearest"
     access: Access | None = None
     headers: Path | None = None
+    cells: Cells | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +69,9 @@ class SceneFile:
         dtype: NumPy type of the values.
         block: A block of the file in pixels of `grid`, of which the others are multiples; it may begin before the
             window. The whole window where pixels are warped.
-        strips: Function that yields a part of `grid` from top to bottom in (h, W) strips that end where blocks end.
-            Strips may share memory: copy those that must outlive the next one.
+        strips: Function that yields parts of `grid`, in the order given and each from top to bottom, as strips with
+            their pixels (h, w), which end where blocks end. They may share memory: copy those that must outlive the
+            next one.
         identity: Identity of the file from before any pixel was read (`sgdata.remote.identity`); "" if a server gives
             none.
     """
@@ -75,13 +79,23 @@ class SceneFile:
     grid: Grid
     dtype: str
     block: Window
-    strips: Callable[[Window], Iterator[Array]]
+    strips: Callable[[Iterable[Window]], Iterator[tuple[Window, Array]]]
     identity: str
 
     def rows(self, first: int = 0, last: int | None = None) -> Iterator[Array]:
-        """Yield rows `first` to `last` (default: all) as `strips` does."""
+        """Yield rows `first` to `last` (default: all) from top to bottom; strips may share memory, as in `strips`."""
         height, width = self.grid.shape
-        return self.strips(Window(row=first, col=0, height=(height if last is None else last) - first, width=width))
+        part = Window(row=first, col=0, height=(height if last is None else last) - first, width=width)
+        return (values for _, values in self.strips([part]))
+
+
+def one_by_one(read: Callable[[Window], Iterator[Array]], parts: Iterable[Window]) -> Iterator[tuple[Window, Array]]:
+    """Yield the strips of each part, which `read` returns from top to bottom, with their windows."""
+    for part in parts:
+        row = part.row
+        for values in read(part):
+            yield Window(row=row, col=part.col, height=values.shape[0], width=part.width), values
+            row += values.shape[0]
 
 
 def find_window(request: WindowRequest, header: Header, *, geographic: bool) -> tuple[Grid, Window | None]:

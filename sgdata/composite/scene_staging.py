@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,14 +12,15 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import offset_pixels, scene_files, window_staging
+from sgdata.composite import cells, offset_pixels, scene_files, window_staging
+from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.remote.access import Access
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass
-from sgdata.types import Array, Grid
+from sgdata.types import Array, Grid, Window
 
 READERS, REMOTE_READERS = 4, 48
 """Files that are read at a time, on disks and on servers: decompressing, hashing and waiting all release the GIL."""
@@ -62,13 +63,21 @@ class StagedScene:
         return round(float(np.count_nonzero(inside) / max(inside.size, 1)), 6)
 
     def has_bands(self, bands: tuple[str, ...]) -> bool:
-        """Return whether the bands are staged; of scenes that cannot win only the mask is."""
+        """Return whether all the bands are staged, at least in part."""
         return set(bands) <= self.files.keys()
 
+    def is_read(self, bands: tuple[str, ...]) -> bool:
+        """Return whether some of the bands are staged; of scenes that cannot win only the mask is."""
+        return not self.files.keys().isdisjoint(bands)
+
     def has_holes(self, bands: tuple[str, ...]) -> bool:
-        """Return whether some pixel may have no data, by the classification and, if they are staged, the bands."""
-        names = (MSI.classes.layer, *(bands if self.has_bands(bands) else ()))
-        return any(self.files[name].holes for name in names if name in self.files)
+        """Return whether some pixel may have no data, by the classification and those of the bands that are staged."""
+        return any(self.files[name].holes for name in (MSI.classes.layer, *bands) if name in self.files)
+
+    def cells(self, bands: tuple[str, ...]) -> Cells | None:
+        """Return the cells in which all of the staged `bands` were read; None for the whole window."""
+        parts = [part for band in bands if (part := self.files[band].cells) is not None]
+        return parts[0].choose(np.logical_and.reduce([part.included for part in parts])) if parts else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +94,9 @@ class SceneRequest:
         signed: Addresses with the secrets of the catalogue, for a worker in another process; never written.
         required: Whether the scene must not be left out, because the lock to follow has the hashes of its pixels.
         access: Hosts and folders that the addresses may lead to.
+        staged: What is staged already.
+        tests_offset: Whether to count the evidence for its offset.
+        tested: Cells in which it is counted; None for the whole area.
     """
 
     id: str
@@ -96,20 +108,34 @@ class SceneRequest:
     signed: tuple[str, ...] = field(default=(), repr=False)
     required: bool = False
     access: Access | None = None
+    staged: Mapping[str, window_staging.StagedWindow] = field(default_factory=dict)
+    tests_offset: bool = True
+    tested: Cells | None = None
 
 
-def stage_scene(request: SceneRequest, *, grid: Grid) -> tuple[StagedScene, offsets.OffsetEvidence] | Dropped:
-    """Stage all files of a scene and count the evidence for its offset; or drop it, as `stage_files` does."""
+def stage_scene(
+    request: SceneRequest, *, grid: Grid, bands: tuple[str, ...]
+) -> tuple[StagedScene, offsets.OffsetEvidence | None] | Dropped:
+    """Stage the files of a scene and count the evidence for its offset; or drop it, as `stage_files` does.
+
+    Args:
+        request: The scene, with the windows that are missing.
+        grid: The grid of the build.
+        bands: Bands of the build.
+    """
     scene = stage_files(request)
     if isinstance(scene, Dropped):
         return scene
+    scene = replace(scene, files={**request.staged, **scene.files})
+    if not request.tests_offset:
+        return scene, None
     product = None
     try:
         if request.product:
             product = product_metadata.offset(request.product, request.tokens, access=request.access)
     except SourceError as error:
         return _dropped(request, [error])
-    return scene, replace(offset_evidence(scene, grid), product=product)
+    return scene, replace(offset_evidence(scene, grid, bands, request.tested), product=product)
 
 
 def stage_files(request: SceneRequest) -> StagedScene | Dropped:
@@ -162,20 +188,20 @@ def has_data(
     which may reflect nothing in the infrared, it is no data only where all bands are.
 
     Args:
-        scene: The scene; if `bands` are not staged, only the classification counts.
-        bands: Bands of the composite.
+        scene: The scene.
+        bands: Bands of the composite; those that are not staged, or not in a cell, do not count.
         target: The grid to return.
         planes: Bands read already, by name.
     """
     if not scene.has_holes(bands):  # nothing needs to be read
         return np.ones(target.shape, np.bool_)
-    holes = [band for band in bands if scene.files[band].holes] if scene.has_bands(bands) else []
     zeros = np.zeros(target.shape, np.uint8)
-    for band in holes:
-        plane = planes.get(band)
-        zeros += (
-            window_staging.read_on_grid(scene.files[band], target, kernel="nearest") if plane is None else plane
-        ) == 0
+    for band in bands:
+        staged, plane = scene.files.get(band), planes.get(band)
+        if staged is None or not staged.holes:
+            continue
+        empty = (window_staging.read_on_grid(staged, target, kernel="nearest") if plane is None else plane) == 0
+        zeros += empty if staged.cells is None else empty & cells.on_pixels(staged.cells, target)
     return judge_data(scene, zeros, len(bands), target)
 
 
@@ -191,26 +217,60 @@ def judge_data(scene: StagedScene, zeros: Array, bands: int, target: Grid) -> Ar
     return data & (zeros < bands) & ((zeros <= 1) | dark)
 
 
-def offset_evidence(scene: StagedScene, grid: Grid) -> offsets.OffsetEvidence:
-    """Count the dark pixels of the whole area, strip by strip, on DN as they are stored."""
-    needed = (MSI.classes.layer, *MSI.offset.test_bands)
-    if any(name not in scene.files for name in needed):
+def offset_evidence(
+    scene: StagedScene, grid: Grid, bands: tuple[str, ...], tested: Cells | None
+) -> offsets.OffsetEvidence:
+    """Count the dark pixels of an area, strip by strip, on DN as they are stored.
+
+    Args:
+        scene: The scene.
+        grid: Grid of the area.
+        bands: Bands of the build.
+        tested: The cells in which the bands are read; None for all.
+    """
+    layer, names = scene.files.get(MSI.classes.layer), MSI.offset.test_bands
+    if layer is None or not set(names) <= set(bands):
         return offsets.OffsetEvidence(eligible=0, ground=0, valid=0, dark_share=0.0, near_share=0.0)
     totals = np.zeros(5, np.int64)
-    # One pixel of the grid per pixel of the scene classification, which is coarser.
-    step = max(round(scene.files[MSI.classes.layer].grid.gsd_m / grid.gsd_m), 1)
+    untested = 0
+    for classes, part in strips_of_classes(layer, grid):
+        dn = np.zeros((len(names), *classes.shape), np.uint16)
+        within = None if tested is None else cells.enclose(tested, part)
+        if tested is None or within is not None:
+            inside = within or Window(row=0, col=0, height=classes.shape[0], width=classes.shape[1])
+            for name, plane in zip(names, dn, strict=True):
+                if name in scene.files:
+                    plane[inside.slices] = _thinned(scene.files[name], grids.crop(part, inside), grid.gsd_m)
+        if tested is not None:
+            beside = ~cells.on_pixels(tested, part)
+            dn[:, beside] = 0
+            untested += int(np.count_nonzero(np.isin(classes, MSI.classes.offset_test) & beside))
+        totals += offset_pixels.count_test_pixels(classes, dn)
+    eligible, ground, valid, *counts = totals.tolist()
+    dark, near = (round(number / max(eligible * len(names), 1), 6) for number in counts)
+    return offsets.OffsetEvidence(
+        eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near, untested=untested
+    )
+
+
+def strips_of_classes(layer: window_staging.StagedWindow, grid: Grid) -> Iterator[tuple[Array, Grid]]:
+    """Yield the scene classification of an area in strips, with their grids: pixels of its own size, or a little more.
+
+    Each is that of the first pixel of the area under it.
+    """
+    step = max(round(layer.grid.gsd_m / grid.gsd_m), 1)
     for strip in grids.cut_strips(grid.shape, STRIP_PIXELS, multiple=step):
         target = grids.crop(grid, strip)
-        classes, *bands = (_thinned(scene.files[name], target, step) for name in needed)
-        totals += offset_pixels.count_test_pixels(classes, np.stack(bands))
-    eligible, ground, valid, *counts = totals.tolist()
-    dark, near = (round(number / max(eligible * len(MSI.offset.test_bands), 1), 6) for number in counts)
-    return offsets.OffsetEvidence(eligible=eligible, ground=ground, valid=valid, dark_share=dark, near_share=near)
+        shape = (-(-strip.height // step), -(-strip.width // step))
+        part = replace(target, gsd_m=grid.gsd_m * step, shape=shape)
+        yield _thinned(layer, part, grid.gsd_m), part
 
 
-def _thinned(staged: window_staging.StagedWindow, target: Grid, step: int) -> Array:
-    """Return every `step`th pixel of the target, down and across."""
-    if any(size % step for size in (*window_staging.grid_offset(staged, target), *target.shape)):
-        return window_staging.read_on_grid(staged, target, kernel="nearest")[::step, ::step]
+def _thinned(staged: window_staging.StagedWindow, part: Grid, gsd_m: float) -> Array:
+    """Return the first pixel of `gsd_m` in each pixel of a grid."""
+    step = round(part.gsd_m / gsd_m)
+    fine = replace(part, gsd_m=gsd_m, shape=(part.shape[0] * step, part.shape[1] * step))
+    if any(size % step for size in window_staging.grid_offset(staged, fine)):
+        return window_staging.read_on_grid(staged, fine, kernel="nearest")[::step, ::step]
     # The same pixels without repeating them first.
-    return window_staging.read_on_grid(staged, grids.coarsen(target, step), kernel="nearest")
+    return window_staging.read_on_grid(staged, part, kernel="nearest")

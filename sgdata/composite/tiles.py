@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from sgdata import reuse
-from sgdata.composite import cloud_masks, kernels, rules, window_staging
+from sgdata.composite import cells, cloud_masks, kernels, rules, window_staging
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -53,6 +53,11 @@ class Job:
         """Bands of which every date is needed at once."""
         return self.settings.rule.bands_to_read(self.bands)
 
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Bands without which a scene cannot be compared with the others."""
+        return self.bands_to_read if self.settings.rule.score_range else self.bands
+
 
 def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     """Return the height and width, up to `max_side`, of tiles whose stack and result fit in TILE_BYTES.
@@ -61,7 +66,8 @@ def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     """
     # Rules that reduce each band alone hold one at a time; each date has a clear score and whether it is usable, twice
     # where some scenes are not read.
-    masks = 2 if all(scene.has_bands(job.bands) for scene in job.scenes) else 4
+    is_whole = all(scene.has_bands(job.bands) and scene.cells(job.bands) is None for scene in job.scenes)
+    masks = 2 if is_whole else 4
     bytes_per_pixel = len(job.scenes) * (2 * max(len(job.bands_to_read), 1) + masks) + 2 * (len(job.bands) + PLANES)
     pixels = TILE_BYTES // bytes_per_pixel
     width = min(job.grid.shape[1], max_side, max(pixels // ALIGN_PX**2, 1) * ALIGN_PX)
@@ -72,29 +78,41 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     """Read the DN with offsets corrected, in the bands that the rule needs together, and the clear scores.
 
     The clear score is 0 where a scene has no data, as in `scene_staging.has_data`; DN of pixels with data are at least
-    1. Where granules of one overpass overlap they have the same pixels twice: the first valid one in order counts.
+    1. Where granules of one overpass overlap they have the same pixels twice: the first valid one in order counts. In
+    cells of which the bands were not read a scene is not compared.
     """
     target = grids.crop(job.grid, window)
     bands = job.bands_to_read
     dn = np.zeros((len(job.scenes), len(bands), *target.shape), np.uint16)
-    clear_scores = np.zeros((len(job.scenes), *target.shape), np.uint8)
+    looks = np.zeros((len(job.scenes), *target.shape), np.uint8)
+    clear_scores = looks
     covered: dict[str, Array] = {}
-    for scene, planes, scores in zip(job.scenes, dn, clear_scores, strict=True):
-        if not scene.has_bands(job.bands):
+    for n, scene in enumerate(job.scenes):
+        if not scene.has_bands(job.compared):
             continue
-        for band, plane in zip(bands, planes, strict=True):
-            plane[:] = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
-        valid = has_data(scene, job.bands, target, dict(zip(bands, planes, strict=True)))
-        np.maximum(planes, valid.astype(np.uint16), out=planes)
+        for band, plane in zip(bands, dn[n], strict=True):
+            read_part(job, scene, band, target, plane)
+        valid = has_data(scene, job.bands, target, dict(zip(bands, dn[n], strict=True)))
         earlier = covered.get(scene.overpass)
         if earlier is None:
             covered[scene.overpass] = use = valid
         else:
             use = valid & ~earlier
             covered[scene.overpass] = valid | earlier
-        scores[:] = use
+        looks[n] = use
         if CLEAR_SCORE in scene.files:
-            scores[:] *= window_staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
+            looks[n] *= window_staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
+        part = scene.cells(job.compared)
+        within = Window(row=0, col=0, height=window.height, width=window.width)
+        if part is not None:
+            within = cells.enclose(part, target) or replace(within, height=0)
+            if clear_scores is looks:
+                clear_scores = looks.copy()
+            clear_scores[n] = np.where(cells.on_pixels(part, target), looks[n], 0)
+        elif clear_scores is not looks:
+            clear_scores[n] = looks[n]
+        for plane in dn[n]:
+            np.maximum(plane[within.slices], valid[within.slices], out=plane[within.slices])
     if job.settings.rule.needs_mask:
         usable = clear_scores > 0
     else:
@@ -102,13 +120,34 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     # Without a mask no distances exist, and any pixel size will do: the recipe check refuses rules that need them.
     mask_gsd_m = next((s.files[CLEAR_SCORE].grid.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
     days = tuple(scene.day for scene in job.scenes)
-    return rules.Stack(dn=dn, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m)
+    return rules.Stack(dn=dn, looks=looks, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m)
+
+
+def read_part(job: Job, scene: StagedScene, band: str, target: Grid, out: Array) -> None:
+    """Fill `out` (H, W), the pixels of `target`, where a band was read; the rest of it stays as it is."""
+    staged = scene.files[band]
+    if staged.cells is None:
+        out[:] = window_staging.read_on_grid(staged, target, kernel=job.kernel, offset=scene.offset)
+    elif within := cells.enclose(staged.cells, target):
+        part = grids.crop(target, within)
+        out[within.slices] = window_staging.read_on_grid(staged, part, kernel=job.kernel, offset=scene.offset)
+
+
+def won_cells(job: Job, window: Window) -> Array:
+    """Return (T, height, width) bool: the cells over the area with a pixel in a window that a scene wins."""
+    rule, stack = job.settings.rule, read_stack(job, window)
+    over = cells.over(job.grid.bounds)
+    found = np.zeros((len(job.scenes), *over.included.shape), np.bool_)
+    if isinstance(rule, rules.PickRule):
+        index, _ = rule.kernel(stack, job.settings)
+        kernels.mark_winners(index, *cells.positions(over, grids.crop(job.grid, window)), found)
+    return found
 
 
 def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
     """Return (H, W) uint16: the clear dates of each pixel, also those of scenes that cannot win and are not read."""
-    looks = stack.clear_scores
-    unread = [n for n in job.examined if not job.scenes[n].has_bands(job.bands)]
+    looks = stack.looks
+    unread = [n for n in job.examined if not job.scenes[n].has_bands(job.compared)]
     if unread:
         looks = looks.copy()
     target = grids.crop(job.grid, window)
@@ -201,7 +240,7 @@ def _mix_bands(job: Job, window: Window, rule: rules.CombineRule, usable: Array,
         if dn.shape[2:] != target.shape:  # bands of one size share the memory, whose first touch costs most
             dn = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
         for n, scene in staged:
-            dn[n, 0] = window_staging.read_on_grid(scene.files[band], target, kernel=job.kernel, offset=scene.offset)
+            read_part(job, scene, band, target, dn[n, 0])
         out[:] = resample.refine(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
 
 

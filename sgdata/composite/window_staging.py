@@ -2,7 +2,8 @@
 
 Composites need every date of a pixel at once. Each file is therefore decoded once, block by block, into plain bytes
 on disk, of which tiles read only the rows they need. Memory does not grow with area or dates, and a complete window is
-never fetched again.
+never fetched again. Of a window that is needed in some cells only, only the blocks over these are read; the rest of the
+file in scratch is a hole.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,7 +24,8 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, safe_names, urls
-from sgdata.composite import gdal_files, local_tiffs, remote_tiffs
+from sgdata.composite import cells, gdal_files, local_tiffs, remote_tiffs
+from sgdata.composite.cells import Cells
 from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, resample
@@ -52,9 +55,10 @@ class StagedWindow:
         path: File of the bytes.
         grid: Grid of the pixels, that of the file they were read from.
         dtype: NumPy type of the values.
-        sha256: Pixel hash.
+        sha256: Pixel hash, as `pixel_hash` defines it.
         holes: Whether some pixel of the area may have no data.
         source: Identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
+        cells: Cells whose pixels were read, with MARGIN_PX pixels around each; None for the whole window.
     """
 
     path: str
@@ -63,6 +67,7 @@ class StagedWindow:
     sha256: str
     holes: bool
     source: str = ""
+    cells: Cells | None = None
 
     def rows(self, first: int, last: int) -> Array:
         """Read (last - first, W) pixels. Raises SourceError where the file is too short."""
@@ -94,9 +99,13 @@ def stage(request: WindowRequest) -> StagedWindow:
     """
     done = safe_names.with_ending(request.target, ".json")
     staged = _staged(done, safe_names.with_ending(request.target, ".bin"))
-    if staged and _is_current(staged, request):
-        return staged
-    return _read_signed(request, lambda href: _copied(request, href, done))
+    if staged and not _is_current(staged, request):
+        staged = None
+    if staged and cells.hold(staged.cells, request.cells):
+        return _limited(staged, request.cells)
+    if request.cells is None:
+        return _read_signed(request, lambda href: _copied(request, href, done))
+    return _limited(_read_signed(request, lambda href: _copied_in_part(request, href, done, staged)), request.cells)
 
 
 def _read_signed(request: WindowRequest, read: Callable[[str], T]) -> T:
@@ -107,6 +116,35 @@ def _read_signed(request: WindowRequest, read: Callable[[str], T]) -> T:
         return isinstance(error, SourceError) and error.__cause__ is not None and "://" in request.asset.href
 
     return signing.call(read, request.asset.href, request.tokens, RETRY, retry_on=is_transient)
+
+
+def _limited(staged: StagedWindow, part: Cells | None) -> StagedWindow:
+    """Return a staged window with the hash of some of its cells: what it holds beside them must not show anywhere."""
+    return staged if staged.cells == part else replace(staged, cells=part, sha256=pixel_hash(staged, part))
+
+
+def pixel_hash(staged: StagedWindow, part: Cells | None) -> str:
+    """Return the hash of a window or of some cells of it, which does not depend on how its file is stored.
+
+    It is the SHA-256 of grid and type, as in `geotiff.digest_start`, and of the pixels row by row: all of them, or,
+    after the cells as JSON, those in the cells and MARGIN_PX around each.
+
+    Args:
+        staged: The window, which holds the cells.
+        part: The cells; None for the whole window.
+    """
+    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
+    if part is None:
+        rows = max(_PIECE // max(staged.grid.shape[1] * np.dtype(staged.dtype).itemsize, 1), 1)
+        for first in range(0, staged.grid.shape[0], rows):
+            values = staged.rows(first, min(first + rows, staged.grid.shape[0]))
+            digest.update(geotiff.little_endian(values))
+        return digest.hexdigest()
+    digest.update(files.canonical_json(part))
+    for first, last, spans in cells.find_spans(part, staged.grid, MARGIN_PX):
+        values = staged.rows(first, last)
+        digest.update(geotiff.little_endian(np.concatenate([values[:, a:b] for a, b in spans], axis=1)))
+    return digest.hexdigest()
 
 
 def _staged(done: Path, data: Path) -> StagedWindow | None:
@@ -121,11 +159,8 @@ def _staged(done: Path, data: Path) -> StagedWindow | None:
     size = math.prod(staged.grid.shape) * np.dtype(staged.dtype).itemsize
     if Path(staged.path).name != data.name or not data.is_file() or data.stat().st_size != size:
         return None
-    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
-    with data.open("rb") as handle:
-        while content := handle.read(_PIECE):
-            digest.update(content)
-    return replace(staged, path=str(data)) if digest.hexdigest() == staged.sha256 else None
+    staged = replace(staged, path=str(data))
+    return staged if pixel_hash(staged, staged.cells) == staged.sha256 else None
 
 
 def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
@@ -161,14 +196,20 @@ def _unreached() -> set[str]:
 
 
 def _has_same_sample(staged: StagedWindow, request: WindowRequest, href: str) -> bool:
-    """Compare the rows at the middle of a window with those of its file. Raises SourceError if it cannot be read."""
-    height = staged.grid.shape[0]
+    """Compare rows near the middle of a window with those of its file. Raises SourceError if it cannot be read."""
+    height, width = staged.grid.shape
     first = height // 2 // SAMPLE_ROWS * SAMPLE_ROWS
-    last = min(first + SAMPLE_ROWS, height)
+    part = Window(row=first, col=0, height=min(SAMPLE_ROWS, height - first), width=width)
     with open_scene_file(request, href) as source:
         if (source.grid, source.dtype) != (staged.grid, staged.dtype):
             return False
-        return np.array_equal(np.concatenate([*map(np.copy, source.rows(first, last))]), staged.rows(first, last))
+        if staged.cells is not None:
+            read = cells.find_blocks(staged.cells, staged.grid, MARGIN_PX, source.block)
+            part = replace(read[len(read) // 2], height=min(SAMPLE_ROWS, read[len(read) // 2].height)) if read else part
+        return all(
+            np.array_equal(values, staged.rows(at.row, at.row + at.height)[:, at.col : at.col + at.width])
+            for at, values in source.strips([part] if staged.cells is None or read else [])
+        )
 
 
 @cache
@@ -224,10 +265,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     ):
         grid = source.grid
         digest = hashlib.sha256(geotiff.digest_start(grid, 1, source.dtype))
-        west, south, east, north = grid.bounds
-        inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
-        # Ground that the file does not cover counts as a hole.
-        holes = not (inside and north >= request.bounds[3])
+        holes = not _covers(grid, request)
         for values in source.rows():
             holes = holes or _has_holes(values)
             # Hashed while writing: reading all windows again for the lock would double the time.
@@ -250,6 +288,71 @@ def _has_holes(values: Array) -> bool:
     """Return whether some pixel may have no data: 0, or in a layer of bytes a value that is no class."""
     beyond_classes = values.dtype == np.uint8 and np.max(values, initial=0) >= MSI.classes.count
     return bool(beyond_classes or np.min(values, initial=1) == 0)
+
+
+def _covers(grid: Grid, request: WindowRequest) -> bool:
+    """Return whether a file covers the area; ground that it does not cover counts as a hole."""
+    west, south, east, north = grid.bounds
+    inside = west <= request.bounds[0] and south <= request.bounds[1] and east >= request.bounds[2]
+    return inside and north >= request.bounds[3]
+
+
+def _copied_in_part(request: WindowRequest, href: str, done: Path, staged: StagedWindow | None) -> StagedWindow:
+    """Copy the blocks over the cells of a request that are not `staged`, beside those that are."""
+    wanted = request.cells
+    assert wanted is not None
+    data = safe_names.with_ending(request.target, ".bin")
+    # The source is opened inside, as in `_copied`.
+    with files.writing(data), open_scene_file(request, href) as source:
+        # Blocks that are staged stay as they are: where a run ends meanwhile, their hash still holds.
+        if staged is None or staged.cells is None or _differs(staged, source):
+            staged, missing = None, wanted
+            with files.replacing(data, durable=False) as temporary:
+                temporary.touch()
+                os.truncate(temporary, math.prod(source.grid.shape) * np.dtype(source.dtype).itemsize)
+        else:
+            missing = wanted.choose(wanted.included & ~staged.cells.included)
+        holes = not _covers(source.grid, request)
+        with data.open("r+b", buffering=0) as handle:
+            for part, values in source.strips(cells.find_blocks(missing, source.grid, MARGIN_PX, source.block)):
+                _write_part(handle.fileno(), source, part, values)
+    held = wanted if staged is None or staged.cells is None else wanted.choose(wanted.included | staged.cells.included)
+    copied = StagedWindow(
+        path=str(data), grid=source.grid, dtype=source.dtype, sha256="", holes=holes, source=source.identity, cells=held
+    )
+    copied = replace(copied, sha256=pixel_hash(copied, held), holes=holes or _any_holes(copied))
+    files.write(done, files.checked_json(copied), durable=False)
+    return copied
+
+
+def _differs(staged: StagedWindow, source: SceneFile) -> bool:
+    """Return whether what is staged is of another file than the one that is open."""
+    return (staged.grid, staged.dtype, staged.source) != (source.grid, source.dtype, source.identity)
+
+
+def _write_part(file: int, source: SceneFile, part: Window, values: Array) -> None:
+    """Write the pixels of a part of a window at their place in the file of the window."""
+    content = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
+    width, size = source.grid.shape[1], content.itemsize
+    if part.width == width:
+        rows = [(part.row, content.data.cast("B"))] if content.size else []
+    else:
+        rows = [(part.row + n, line.data.cast("B")) for n, line in enumerate(content)]
+    for row, line in rows:
+        at = (row * width + part.col) * size
+        while line:  # a disk that fills up takes part of it first
+            written = os.pwrite(file, line, at)
+            line, at = line[written:], at + written
+
+
+def _any_holes(staged: StagedWindow) -> bool:
+    """Return whether some pixel may have no data in the cells of a window that is staged in part."""
+    assert staged.cells is not None
+    for first, last, spans in cells.find_spans(staged.cells, staged.grid, MARGIN_PX):
+        values = staged.rows(first, last)
+        if any(_has_holes(values[:, a:b]) for a, b in spans):
+            return True
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

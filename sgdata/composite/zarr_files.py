@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 
@@ -57,13 +58,13 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
     if window is None:
         block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
 
-        def strips(part: Window) -> Iterator[Array]:
+        def read(part: Window) -> Iterator[Array]:
             return _warped(reader, request, header, grids.crop(grid, part), beyond)
     else:
         row, col = window.row, window.col
         block = scene_files.block_at(window, _block_shape(reader))
 
-        def strips(part: Window) -> Iterator[Array]:
+        def read(part: Window) -> Iterator[Array]:
             inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
             return _native(reader, inside, nodata, beyond)
 
@@ -71,6 +72,7 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
     if "://" in href:
         source = reader.identify(part)
     _check_absent(reader, request, href, whole, part)
+    strips = partial(scene_files.one_by_one, read)
     return SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
 
 

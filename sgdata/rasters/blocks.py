@@ -1,8 +1,9 @@
-"""Join the blocks of a window into byte ranges, and decode them. Pure."""
+"""Join the blocks of windows into byte ranges, and decode them. Pure."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,18 +60,21 @@ def rows_of(table: BlockTable, window: Window) -> range:
     return range(window.row // table.block[0], -(-(window.row + window.height) // table.block[0]))
 
 
-def plan_ranges(table: BlockTable, window: Window) -> list[ByteRange]:
-    """Return the ranges that hold all blocks of a window, in the order of their first rows of blocks.
+def cols_of(table: BlockTable, window: Window) -> range:
+    """Return the columns of blocks that a window touches."""
+    return range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1]))
+
+
+def plan_ranges(table: BlockTable, windows: Sequence[Window]) -> list[ByteRange]:
+    """Return the ranges that hold all blocks of some windows, in the order of their first rows of blocks.
 
     Blocks that lie beside each other in the file come in one range, also over small gaps while these are few bytes in
     all. Blocks that the file leaves out are in no range.
     """
-    rows = rows_of(table, window)
-    cols = range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1]))
+    wanted = {(i, j) for window in windows for i in rows_of(table, window) for j in cols_of(table, window)}
     stored = sorted(
         (int(table.offsets[i, j]), int(table.sizes[i, j]), i, j)
-        for i in rows
-        for j in cols
+        for i, j in wanted
         if table.offsets[i, j] and table.sizes[i, j]
     )
     bridged = _bridged(stored)
@@ -120,12 +124,13 @@ def check_sizes(table: BlockTable, joined: list[ByteRange], size: int, name: str
 def decode_blocks(
     table: BlockTable, span: ByteRange, content: memoryview, window: Window, out: Array, *, row: int
 ) -> None:
-    """Decode the blocks of a range in one row of blocks, and copy what lies in `window` to `out`.
+    """Decode the blocks of a range in one row of blocks that `window` touches, and copy what lies in it to `out`.
 
     Raises DamagedBlockError.
     """
+    cols = cols_of(table, window)
     for index in span.blocks:
-        if index[0] == row:
+        if index[0] == row and index[1] in cols:
             first = int(table.offsets[index]) - span.start
             values = decode(table, index, content[first : first + int(table.sizes[index])])
             _copy_block(window, table.block, index, values, out)
@@ -136,7 +141,7 @@ def fill_left_out(table: BlockTable, row: int, window: Window, out: Array) -> No
     nodata = table.nodata
     known = nodata is not None and nodata.is_integer() and 0 <= nodata <= np.iinfo(out.dtype).max
     empty = np.full((1, 1), int(nodata) if known and nodata is not None else 0, out.dtype)
-    for col in range(window.col // table.block[1], -(-(window.col + window.width) // table.block[1])):
+    for col in cols_of(table, window):
         if not (table.offsets[row, col] and table.sizes[row, col]):
             _copy_block(window, table.block, (row, col), np.broadcast_to(empty, table.block), out)
 

@@ -16,7 +16,8 @@ from sgdata.errors import OutputError, SettingError
 from sgdata.scenes.types import Dropped, Scene
 from sgdata.types import Grid
 
-FORMAT = 1
+WHOLE_WINDOWS, FORMAT = 1, 2
+"""Versions of the document: in the first, builds read whole windows; in the second, `cells` of some."""
 NAME = output_names.LOCK
 # All that may change a pixel, a geometry or a compressed byte.
 LIBRARIES = ("numpy", "numba", "rasterio", "pyproj", "shapely", "osmium", "osmnx", "pyarrow")
@@ -33,6 +34,7 @@ class Item:
         dark_share: Share of dark values in the pixel test.
         eligible: Number of pixels in the pixel test.
         windows: Pixel hash by asset.
+        cells: Cells of the windows that were not read as a whole, by asset, as in `sgdata.composite.cells`.
     """
 
     scene: Scene
@@ -41,6 +43,7 @@ class Item:
     dark_share: float | None = None
     eligible: int | None = None
     windows: dict[str, str] = field(default_factory=dict)
+    cells: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +102,9 @@ def read(path: Path) -> Lock:
     """
     file = path / NAME if path.is_dir() else path
     lock = files.read(Lock, files.require_file(file, "the lock that 'sgdata plan' or 'sgdata build' wrote"))
-    if lock.format != FORMAT:
-        raise SettingError(f"{path}: lock format {lock.format}, expected {FORMAT}; plan again with this version")
+    if lock.format not in (WHOLE_WINDOWS, FORMAT):
+        expected = f"expected {WHOLE_WINDOWS} or {FORMAT}"
+        raise SettingError(f"{path}: lock format {lock.format}, {expected}; plan again with this version")
     return lock
 
 

@@ -64,6 +64,7 @@ class OffsetEvidence:
         dark_share: Share of the eligible values below the sensor's `dark_dn`, over all test bands.
         near_share: Share of them below NEAR_DN.
         product: Offset in the product's own XML, where it could be read.
+        untested: Clear vegetation and water pixels in parts of the area of which no bands were read.
     """
 
     eligible: int
@@ -72,11 +73,12 @@ class OffsetEvidence:
     dark_share: float
     near_share: float
     product: int | None = None
+    untested: int = 0
 
     @property
     def clear_share(self) -> float:
-        """Share of the pixels with data that are eligible."""
-        return self.eligible / max(self.valid, 1)
+        """Share of the pixels with data that are clear vegetation and water, tested or not."""
+        return (self.eligible + self.untested) / max(self.valid, 1)
 
     def __str__(self) -> str:
         shares = f"{self.dark_share:.3f} below DN {MSI.offset.dark_dn}, {self.near_share:.3f} below {NEAR_DN}"

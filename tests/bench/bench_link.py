@@ -77,7 +77,7 @@ def needed(path: Path, window: int) -> Needed:
     if path.suffix == ".jp2":
         return Needed(size=sum(jp2_tiles(path.read_bytes(), window)), ranges=0)
     table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, path.name)
-    joined = blocks.plan_ranges(table, grids.window_over(table.grid, bounds_of(window), margin=2))
+    joined = blocks.plan_ranges(table, [grids.window_over(table.grid, bounds_of(window), margin=2)])
     return Needed(size=sum(int(table.sizes[index]) for span in joined for index in span.blocks), ranges=len(joined))
 
 

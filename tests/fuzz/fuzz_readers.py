@@ -117,7 +117,7 @@ def _read_blocks(path: Path) -> None:
     with contextlib.suppress(block_tables.OtherLayoutError, blocks.DamagedBlockError):
         table = block_tables.parse({0: bytes(content)}, len(content), "B02")
         height, width = table.grid.shape
-        joined = blocks.plan_ranges(table, Window(row=0, col=0, height=height, width=width))
+        joined = blocks.plan_ranges(table, [Window(row=0, col=0, height=height, width=width)])
         blocks.check_sizes(table, joined, len(content), "B02")
         for span in joined:
             for index in span.blocks:
