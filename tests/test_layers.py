@@ -52,6 +52,7 @@ LAYERS = {
 PURE = (
     *("types", "errors", "sentinel2", "rasters.grids", "rasters.resample", "rasters.dihedral"),
     *(
+        "composite.cells",
         "composite.rules",
         "composite.kernels",
         "composite.cloud_masks",
