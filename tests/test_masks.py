@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage, stats
 
-from sgdata.composite import cloud_masks, mask_scenes, scene_staging, window_staging
+from sgdata.composite import cloud_masks, mask_scenes, scene_staging, staged_pixels, window_staging
 from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
 from sgdata.types import Array, Grid
 
@@ -221,7 +221,7 @@ def test_strips_of_a_mask_have_the_clear_scores_of_the_whole(
         scl[148:152, 40:60] = 8 if n else 4  # a roof across the end of a strip
         path = tmp_path / f"{n}.bin"
         scl.tofile(path)
-        layer = window_staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256=str(n), holes=False)
+        layer = staged_pixels.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256=str(n), holes=False)
         scenes.append(scene_staging.StagedScene(id=f"s{n}", overpass=str(n), day=n, offset=0, files={"SCL": layer}))
     found = []
     for pixels in (1, 1 << 20):

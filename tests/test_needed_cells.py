@@ -14,7 +14,7 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import files, package_data
 from sgdata.builds import build_recipe, fetch, pipeline
-from sgdata.composite import cells, rules, scene_files, tiles, window_staging
+from sgdata.composite import cells, rules, scene_files, staged_pixels, tiles, window_staging
 from sgdata.composite.cells import CELL_M, Cells
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import grids
@@ -218,7 +218,7 @@ def test_cells_are_added_to_those_that_are_staged(tmp_path: Path) -> None:
     stac = archive(tmp_path / "archive")
     (path,) = stac.rglob("S2A_32UPU_20190701_0_L2A/B02.tif")
 
-    def staged(folder: str, part: Cells | None) -> window_staging.StagedWindow:
+    def staged(folder: str, part: Cells | None) -> staged_pixels.StagedWindow:
         return window_staging.stage(
             scene_files.WindowRequest(
                 name="B02",

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import cloud_masks, scene_files, window_staging
+from sgdata.composite import cloud_masks, scene_files, staged_pixels, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
 from sgdata.scenes.types import Asset
@@ -66,7 +66,7 @@ def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
 
 def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(bytes(120 * 119))
-    cut = window_staging.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
+    cut = staged_pixels.StagedWindow(path=str(tmp_path / "w.bin"), grid=AREA, dtype="uint8", sha256="", holes=False)
     assert window_staging.read_on_grid(
         cut, grids.crop(AREA, Window(row=0, col=0, height=9, width=120)), kernel="nearest"
     ).size

@@ -20,8 +20,8 @@ from sgdata.composite import (
     scene_files,
     scene_staging,
     select_dates,
+    staged_pixels,
     tiles,
-    window_staging,
 )
 from sgdata.composite.cells import Cells
 from sgdata.composite.scene_staging import SceneRequest, StagedScene
@@ -398,7 +398,7 @@ def _check_hashes(item: Item, scene: StagedScene, grid: Grid) -> None:
         if staged is None:
             continue
         part = locked_cells(item, band, grid)
-        found = staged.sha256 if part == staged.cells else window_staging.pixel_hash(staged, part)
+        found = staged.sha256 if part == staged.cells else staged_pixels.compute_hash(staged, part)
         if found != expected:
             raise SourceError(
                 f"{item.scene.id} {band}: window pixels hash to {found[:12]}, the lock has "

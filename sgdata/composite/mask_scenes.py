@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, reuse
-from sgdata.composite import cloud_masks, window_staging
+from sgdata.composite import cloud_masks, staged_pixels, window_staging
 from sgdata.composite.rules import VERSION
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.rasters import grids
@@ -133,7 +133,7 @@ def _bright_targets(job: MaskJob, scenes: tuple[StagedScene, ...], part: tuple[W
     return bright_target_filter.bright()
 
 
-def _clear_scores(job: MaskJob, scene: StagedScene) -> window_staging.StagedWindow:
+def _clear_scores(job: MaskJob, scene: StagedScene) -> staged_pixels.StagedWindow:
     path = job.folder / f"{file_name(scene.id)}.bin"
     # The folder's name depends on everything that decides the bytes: a file kept by an earlier run is this one.
     if not reuse.is_unchanged(path):
@@ -162,8 +162,8 @@ def _narrow_targets(job: MaskJob, strip: Window) -> Array:
     return bright[strip.row - start :][: strip.height]
 
 
-def _staged(path: Path, grid: Grid) -> window_staging.StagedWindow:
-    return window_staging.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
+def _staged(path: Path, grid: Grid) -> staged_pixels.StagedWindow:
+    return staged_pixels.StagedWindow(path=str(path), grid=grid, dtype="uint8", sha256="", holes=False)
 
 
 def layer_reach_m(mask: cloud_masks.MaskSettings, reach_m: float) -> float:

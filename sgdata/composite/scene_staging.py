@@ -12,7 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import cells, offset_pixels, scene_files, window_staging
+from sgdata.composite import cells, offset_pixels, scene_files, staged_pixels, window_staging
 from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
@@ -52,7 +52,7 @@ class StagedScene:
     overpass: str
     day: int
     offset: int
-    files: dict[str, window_staging.StagedWindow]
+    files: dict[str, staged_pixels.StagedWindow]
 
     def clear_share(self, area: Grid) -> float | None:
         """Return the share of clear pixels of the mask in the area; None without a mask."""
@@ -108,7 +108,7 @@ class SceneRequest:
     signed: tuple[str, ...] = field(default=(), repr=False)
     required: bool = False
     access: Access | None = None
-    staged: Mapping[str, window_staging.StagedWindow] = field(default_factory=dict)
+    staged: Mapping[str, staged_pixels.StagedWindow] = field(default_factory=dict)
     tests_offset: bool = True
     tested: Cells | None = None
 
@@ -153,11 +153,11 @@ def stage_files(request: SceneRequest) -> StagedScene | Dropped:
     results = {band: result.result() for band, result in pending.items()}
     if failed := [result for result in results.values() if isinstance(result, SourceError)]:
         return _dropped(request, failed)
-    staged = {band: result for band, result in results.items() if isinstance(result, window_staging.StagedWindow)}
+    staged = {band: result for band, result in results.items() if isinstance(result, staged_pixels.StagedWindow)}
     return StagedScene(id=request.id, overpass=request.overpass, day=request.day, offset=0, files=staged)
 
 
-def _stage(request: scene_files.WindowRequest) -> window_staging.StagedWindow | SourceError:
+def _stage(request: scene_files.WindowRequest) -> staged_pixels.StagedWindow | SourceError:
     try:
         return window_staging.stage(request)
     except SourceError as error:
@@ -253,7 +253,7 @@ def offset_evidence(
     )
 
 
-def strips_of_classes(layer: window_staging.StagedWindow, grid: Grid) -> Iterator[tuple[Array, Grid]]:
+def strips_of_classes(layer: staged_pixels.StagedWindow, grid: Grid) -> Iterator[tuple[Array, Grid]]:
     """Yield the scene classification of an area in strips, with their grids: pixels of its own size, or a little more.
 
     Each is that of the first pixel of the area under it.
@@ -266,7 +266,7 @@ def strips_of_classes(layer: window_staging.StagedWindow, grid: Grid) -> Iterato
         yield _thinned(layer, part, grid.gsd_m), part
 
 
-def _thinned(staged: window_staging.StagedWindow, part: Grid, gsd_m: float) -> Array:
+def _thinned(staged: staged_pixels.StagedWindow, part: Grid, gsd_m: float) -> Array:
     """Return the first pixel of `gsd_m` in each pixel of a grid."""
     step = round(part.gsd_m / gsd_m)
     fine = replace(part, gsd_m=gsd_m, shape=(part.shape[0] * step, part.shape[1] * step))

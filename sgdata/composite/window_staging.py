@@ -24,15 +24,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, safe_names, urls
-from sgdata.composite import cells, gdal_files, local_tiffs, remote_tiffs
+from sgdata.composite import cells, gdal_files, local_tiffs, remote_tiffs, staged_pixels
 from sgdata.composite.cells import Cells
 from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
+from sgdata.composite.staged_pixels import StagedWindow
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import geotiff, resample
 from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.remote import identity, retry
 from sgdata.scenes import signing
-from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Grid, Window
 
 T = TypeVar("T")
@@ -42,50 +42,8 @@ log = logging.getLogger("sgdata")
 RETRY = retry.RetryPolicy(tries=3, wait_s=2.0)
 GDAL_READERS = 4
 """Remote files that GDAL reads at a time."""
-_PIECE = 2**20
 SAMPLE_ROWS = 64
 """Rows of a staged window that are compared with a file whose server gives neither ETag nor date."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagedWindow:
-    """Pixels of one file in scratch: C-order little-endian bytes of `grid.shape`.
-
-    Attributes:
-        path: File of the bytes.
-        grid: Grid of the pixels, that of the file they were read from.
-        dtype: NumPy type of the values.
-        sha256: Pixel hash, as `pixel_hash` defines it.
-        holes: Whether some pixel of the area may have no data.
-        source: Identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
-        cells: Cells whose pixels were read, with MARGIN_PX pixels around each; None for the whole window.
-    """
-
-    path: str
-    grid: Grid
-    dtype: str
-    sha256: str
-    holes: bool
-    source: str = ""
-    cells: Cells | None = None
-
-    def rows(self, first: int, last: int) -> Array:
-        """Read (last - first, W) pixels. Raises SourceError where the file is too short."""
-        # Read, not mapped: mapping and unmapping thousands of times makes the threads of a build wait for each other.
-        width, dtype = self.grid.shape[1], np.dtype(self.dtype).newbyteorder("<")
-        values = np.empty((last - first, width), dtype)
-        with Path(self.path).open("rb", buffering=0) as handle:
-            handle.seek(first * width * dtype.itemsize)
-            if handle.readinto(values.data) != values.nbytes:
-                raise SourceError(
-                    f"{self.path}: ends before row {last} of {self.grid.shape[0]}; remove the scratch folder"
-                )
-        return values
-
-    @property
-    def pixels(self) -> Array:
-        """The whole window (H, W)."""
-        return self.rows(0, self.grid.shape[0])
 
 
 def stage(request: WindowRequest) -> StagedWindow:
@@ -120,31 +78,9 @@ def _read_signed(request: WindowRequest, read: Callable[[str], T]) -> T:
 
 def _limited(staged: StagedWindow, part: Cells | None) -> StagedWindow:
     """Return a staged window with the hash of some of its cells: what it holds beside them must not show anywhere."""
-    return staged if staged.cells == part else replace(staged, cells=part, sha256=pixel_hash(staged, part))
-
-
-def pixel_hash(staged: StagedWindow, part: Cells | None) -> str:
-    """Return the hash of a window or of some cells of it, which does not depend on how its file is stored.
-
-    It is the SHA-256 of grid and type, as in `geotiff.digest_start`, and of the pixels row by row: all of them, or,
-    after the cells as JSON, those in the cells and MARGIN_PX around each.
-
-    Args:
-        staged: The window, which holds the cells.
-        part: The cells; None for the whole window.
-    """
-    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
-    if part is None:
-        rows = max(_PIECE // max(staged.grid.shape[1] * np.dtype(staged.dtype).itemsize, 1), 1)
-        for first in range(0, staged.grid.shape[0], rows):
-            values = staged.rows(first, min(first + rows, staged.grid.shape[0]))
-            digest.update(geotiff.little_endian(values))
-        return digest.hexdigest()
-    digest.update(files.canonical_json(part))
-    for first, last, spans in cells.find_spans(part, staged.grid, MARGIN_PX):
-        values = staged.rows(first, last)
-        digest.update(geotiff.little_endian(np.concatenate([values[:, a:b] for a, b in spans], axis=1)))
-    return digest.hexdigest()
+    return (
+        staged if staged.cells == part else replace(staged, cells=part, sha256=staged_pixels.compute_hash(staged, part))
+    )
 
 
 def _staged(done: Path, data: Path) -> StagedWindow | None:
@@ -160,7 +96,7 @@ def _staged(done: Path, data: Path) -> StagedWindow | None:
     if Path(staged.path).name != data.name or not data.is_file() or data.stat().st_size != size:
         return None
     staged = replace(staged, path=str(data))
-    return staged if pixel_hash(staged, staged.cells) == staged.sha256 else None
+    return staged if staged_pixels.compute_hash(staged, staged.cells) == staged.sha256 else None
 
 
 def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
@@ -267,7 +203,7 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
         digest = hashlib.sha256(geotiff.digest_start(grid, 1, source.dtype))
         holes = not _covers(grid, request)
         for values in source.rows():
-            holes = holes or _has_holes(values)
+            holes = holes or staged_pixels.has_holes(values)
             # Hashed while writing: reading all windows again for the lock would double the time.
             content = geotiff.little_endian(values)
             digest.update(content)
@@ -282,12 +218,6 @@ def _copied(request: WindowRequest, href: str, done: Path) -> StagedWindow:
     )
     files.write(done, files.checked_json(staged), durable=False)
     return staged
-
-
-def _has_holes(values: Array) -> bool:
-    """Return whether some pixel may have no data: 0, or in a layer of bytes a value that is no class."""
-    beyond_classes = values.dtype == np.uint8 and np.max(values, initial=0) >= MSI.classes.count
-    return bool(beyond_classes or np.min(values, initial=1) == 0)
 
 
 def _covers(grid: Grid, request: WindowRequest) -> bool:
@@ -315,12 +245,14 @@ def _copied_in_part(request: WindowRequest, href: str, done: Path, staged: Stage
         holes = not _covers(source.grid, request)
         with data.open("r+b", buffering=0) as handle:
             for part, values in source.strips(cells.find_blocks(missing, source.grid, MARGIN_PX, source.block)):
-                _write_part(handle.fileno(), source, part, values)
+                staged_pixels.write_part(handle.fileno(), source.grid.shape[1], part, values)
     held = wanted if staged is None or staged.cells is None else wanted.choose(wanted.included | staged.cells.included)
     copied = StagedWindow(
         path=str(data), grid=source.grid, dtype=source.dtype, sha256="", holes=holes, source=source.identity, cells=held
     )
-    copied = replace(copied, sha256=pixel_hash(copied, held), holes=holes or _any_holes(copied))
+    copied = replace(
+        copied, sha256=staged_pixels.compute_hash(copied, held), holes=holes or staged_pixels.any_holes(copied)
+    )
     files.write(done, files.checked_json(copied), durable=False)
     return copied
 
@@ -328,31 +260,6 @@ def _copied_in_part(request: WindowRequest, href: str, done: Path, staged: Stage
 def _differs(staged: StagedWindow, source: SceneFile) -> bool:
     """Return whether what is staged is of another file than the one that is open."""
     return (staged.grid, staged.dtype, staged.source) != (source.grid, source.dtype, source.identity)
-
-
-def _write_part(file: int, source: SceneFile, part: Window, values: Array) -> None:
-    """Write the pixels of a part of a window at their place in the file of the window."""
-    content = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    width, size = source.grid.shape[1], content.itemsize
-    if part.width == width:
-        rows = [(part.row, content.data.cast("B"))] if content.size else []
-    else:
-        rows = [(part.row + n, line.data.cast("B")) for n, line in enumerate(content)]
-    for row, line in rows:
-        at = (row * width + part.col) * size
-        while line:  # a disk that fills up takes part of it first
-            written = os.pwrite(file, line, at)
-            line, at = line[written:], at + written
-
-
-def _any_holes(staged: StagedWindow) -> bool:
-    """Return whether some pixel may have no data in the cells of a window that is staged in part."""
-    assert staged.cells is not None
-    for first, last, spans in cells.find_spans(staged.cells, staged.grid, MARGIN_PX):
-        values = staged.rows(first, last)
-        if any(_has_holes(values[:, a:b]) for a, b in spans):
-            return True
-    return False
 
 
 @dataclass(frozen=True, kw_only=True)
