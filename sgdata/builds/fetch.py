@@ -133,24 +133,24 @@ def select(
         return []
     if recipe.mask.asset is None:
         return _missing(
-            build_lock, {n: {} for n in range(len(candidates))[: recipe.composite.max_obs or None]}, candidates
+            build_lock, dict.fromkeys(range(len(candidates))[: recipe.composite.max_obs or None]), candidates
         )
     if not _rule_selects(recipe, build_lock):
-        return _missing(build_lock, {n: {} for n in range(len(candidates))}, candidates)
+        return _missing(build_lock, dict.fromkeys(range(len(candidates))), candidates)
     grid, settings = build_lock.grid, recipe.composite
     masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
     examined = select_dates.examined_dates(masked, settings)
     possible = needed_cells.find_possible(masked, examined, settings, area=grid, bands=recipe.bands)
     if build_lock.format == lock.WHOLE_WINDOWS:
-        return _missing(build_lock, {n: {} for n in possible}, candidates)
+        return _missing(build_lock, dict.fromkeys(possible), candidates)
     layers = {n: _layers(recipe, candidates[n]) for n in possible}
     if pending := _missing(build_lock, {n: names for n, names in layers.items() if names}, candidates):
         return pending
     wanted, tested = {}, {}
     for n, part in possible.items():
-        bands, tested[n] = needed_cells.find_windows(masked[n], part, settings, area=grid, bands=recipe.bands)
-        if bands:
-            wanted[n] = bands
+        bands, cells_to_test = needed_cells.find_windows(masked[n], part, settings, area=grid, bands=recipe.bands)
+        if bands or settings.rule.score_range is None:
+            wanted[n], tested[n] = bands, cells_to_test
     if pending := _missing(build_lock, wanted, candidates, tested):
         return pending
     if settings.rule.score_range is None:
@@ -174,7 +174,7 @@ def _layers(recipe: BuildRecipe, candidate: Candidate) -> dict[str, Cells | None
 
 def _missing(
     build_lock: Lock,
-    wanted: dict[int, dict[str, Cells | None]],
+    wanted: Mapping[int, dict[str, Cells | None] | None],
     candidates: list[Candidate],
     tested: Mapping[int, Cells | None] = MappingProxyType({}),
 ) -> list[tuple[Candidate, SceneRequest]]:
@@ -182,23 +182,23 @@ def _missing(
 
     Args:
         build_lock: The lock to follow; of windows that it has hashes of, the cells that it names are read too.
-        wanted: Cells to stage by band, by position; none for all windows as a whole.
+        wanted: Cells to stage by band, by position; None for all windows as a whole.
         candidates: All candidates.
-        tested: Cells in which offsets are tested, by position.
+        tested: Cells in which the offset of a scene is tested if that was not done, by position.
     """
     found = []
     for n, names in sorted(wanted.items()):
         candidate = candidates[n]
         windows = {}
-        for name, part in (names or dict.fromkeys(candidate.request.windows)).items():
+        for name, part in (dict.fromkeys(candidate.request.windows) if names is None else names).items():
             staged = candidate.scene.files.get(name)
             if staged is None or not cells.hold(staged.cells, part):
                 parts = [part] if staged is None else [part, staged.cells]
                 parts += [locked_cells(candidate.item, name, build_lock.grid)] if name in candidate.item.windows else []
                 windows[name] = replace(candidate.request.windows[name], cells=cells.join(*parts))
-        if windows:
+        first = candidate.evidence is None and (n in tested or not windows.keys().isdisjoint(MSI.by_name))
+        if windows or first:
             request = replace(candidate.request, windows=windows, staged=candidate.scene.files, tested=tested.get(n))
-            first = candidate.evidence is None and not windows.keys().isdisjoint(MSI.by_name)
             found.append((candidate, replace(request, tests_offset=first)))
     return found
 

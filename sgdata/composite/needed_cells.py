@@ -77,7 +77,8 @@ def find_possible(
     ranges = {n: score_range(settings, scenes[n].day, gsd_m) if score_range else ANY_CLEAR for n in examined}
     search = _Search(scenes=scenes, ranges=ranges, area=area, bands=bands)
     found = _mark(search, [[n] for n in examined])
-    chosen = {n: ranges[n] for n in examined if found[n].any()}
+    # The offset of every scene that a rule without scores considers is tested, and one without a clear pixel is named.
+    chosen = {n: ranges[n] for n in examined if found[n].any() or score_range is None}
     groups: dict[str, list[int]] = {}
     for n in chosen:
         groups.setdefault(scenes[n].overpass, []).append(n)
@@ -194,7 +195,7 @@ def find_windows(
     """
     over = cells.over(area.bounds)
     wanted = cells.crop(possible, over).included
-    if not wanted.any():
+    if settings.rule.score_range and not wanted.any():
         return {}, None
     eligible, edge = _count_classes(scene, area, over)
     rule = settings.rule
