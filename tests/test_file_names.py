@@ -134,7 +134,7 @@ SAFE = {
         ("sgmodel.inference.output_files", "name"), ("sgmodel.recipe_files", "name"),
         ("sgdata.pages.html", "f'page.{kind}'"),
         ("sgdata.package_data", "f'{name}.tsv'"), ("sgdata.package_data", "f'{name}.json'"),
-        ("sgdata.releases.assemble", "f'{part}.txt'"), ("sgdata.releases.segmunich_released", "part"),
+        ("sgdata.releases.assemble", "f'{material}.txt'"), ("sgdata.releases.segmunich_released", "part"),
         ("sgdata.releases.segmunich_released", "name"), ("sgdata.pool", "f'.cluster-{time.monotonic_ns()}'"),
         ("sgdata.releases.assemble", "name"), ("sgmodel.data.tar_source", "name"),
         ("sgdata.datasets.fmow", "name"), ("sgdata.datasets.bigearthnet", "name"),
@@ -145,7 +145,7 @@ SAFE = {
     "names that the package's own cards and tables give": [
         ("sgdata.packing.split_lists", "f'{dataset}{split_table.SUFFIX}'"), ("sgmodel.ledger.missing_data", "file"),
         ("sgdata.datasets.cards", "f'{name}.toml'"), ("sgdata.datasets.download", "source.file"),
-        ("sgdata.datasets.download", "f'.{source.file}.partial'"), ("sgdata.packing.select", "each.file"),
+        ("sgdata.datasets.download", "f'.{source.file}.partial'"), ("sgdata.packing.select", "file.file"),
         ("sgdata.packing.select", "name"), ("sgmodel.ledger.experiments", "row.weights"),
         ("sgdata.packing.select", "recipe.dataset"),
     ],
@@ -166,14 +166,14 @@ SAFE = {
     ],
     "names that file_name or a check made before": [
         ("sgdata.packing.pack", "task.name"), ("sgdata.packing.pack", "f'{task.name}.json'"),
-        ("sgdata.packing.tasks", "task.name"), ("sgdata.pages.run", "file"), ("sgdata.pages.samples", "file"),
+        ("sgdata.packing.tar_spool", "task.name"), ("sgdata.pages.run", "file"), ("sgdata.pages.samples", "file"),
         ("sgdata.releases.assemble", "order.title"), ("sgdata.releases.assemble", "f'.{order.title}.partial'"),
         ("sgdata.releases.assemble", "f'{order.title}.tar'"), ("sgdata.releases.assemble", "f'{order.title}.json'"),
         ("sgdata.shards.write_shards", "tar_format.shard_name(contract.dataset, split, 0)"),
         ("sgmodel.ledger.experiments", "f'{run.folder.name}.log'"), ("sgmodel.checkpoints.weight_files", "part"),
         ("sgdata.shards.shard_index", "shard"), ("sgdata.releases.segmunich_released", "f'{name}.tif'"),
         ("sgdata.builds.pipeline", "name"), ("sgdata.safe_names", "name"), ("sgdata.safe_names", "path.name + ending"),
-        ("sgdata.builds.places", "entry.folder"), ("sgdata.shards.join_shards", "_named(number, name)"),
+        ("sgdata.builds.places", "entry.folder"), ("sgdata.shards.join_shards", "_joined_name(number, name)"),
     ],
     "names of files that a listing of the folder found": [
         ("sgdata.datasets.archives", "f'{archive}.zip'"), ("sgdata.datasets.segmunich", "name"),
@@ -185,7 +185,7 @@ SAFE = {
     "a path of a catalogue, which access refuses outside the root": [("sgdata.remote.access", "path")],
     "a name of plain parts below a store, whose file is refused outside of it": [("sgdata.remote.objects", "key")],
     "names of checkpoints, which are constants": [
-        ("sgmodel.train.run_folder", "f'.{folder.name}.{part}'"),
+        ("sgmodel.train.run_folder", "f'.{folder.name}.{suffix}'"),
         ("sgmodel.train.run_folder", "f'.{name}.old'"),
     ],
     "addresses, which scenes open by their own rules": [
