@@ -35,7 +35,7 @@ VERBS = (
 ELSEWHERE = "no such file|TARGETS|OUTLINES|PACK_TOGETHER|did you mean|made with|same command|explain|self.reason"
 CURE = re.compile(
     rf"(?:[;,:] |\(|\b(?:or|and) )(?:{'|'.join(VERBS.split())})\b|{ELSEWHERE}"
-    r"|\{(?:NO_WORKERS|error|hint|remedy|why|wrong)\}"
+    r"|\{(?:NO_WORKERS|advice|error|hint|problem|remedy|why|wrong)\}"
 )
 VALUES = re.compile(r"expected|known: |near it: |lists those|lists them|only |needs ")
 """What a message about a setting says of the values that are right, which is to set one of them."""
