@@ -36,8 +36,8 @@ OPENERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pyogrio.read_dataframe", "pyogrio.read_info"), ("sgdata.rasters.vectors",)),
     **dict.fromkeys(("geopandas.read_file", "fiona.open", "shapely.from_geojson"), ("sgdata.rasters.vectors",)),
     **dict.fromkeys(("httpx.get", "httpx.Client", "http.client.HTTPConnection"), ()),
-    # By one driver, after Pillow read the sizes; written by this project itself.
-    "MemoryFile": ("sgdata.rasters.small_jpeg", "sgdata.composite.zarr_files"),
+    # By one driver, after Pillow read the sizes; written by this project itself; opened by geotiff.open_raster.
+    "MemoryFile": ("sgdata.rasters.small_jpeg", "sgdata.composite.zarr_files", "sgdata.composite.gdal_files"),
 }
 """Calls that open a raster, a vector file or a connection, and the modules that may contain them."""
 

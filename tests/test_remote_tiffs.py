@@ -144,6 +144,30 @@ def test_other_layouts_are_left_to_gdal(name: str, tmp_path: Path) -> None:
             pass
 
 
+def test_most_of_a_jpeg_2000_file_is_fetched_at_once(tmp_path: Path) -> None:
+    about = {"driver": "JP2OpenJPEG", "blockxsize": 128, "blockysize": 128, "quality": 100, "reversible": True}
+    write(tmp_path / "a.jp2", pixels(), **about)
+    few = (*BOUNDS[:2], BOUNDS[0] + 300, BOUNDS[1] + 300)
+    with served.serving(tmp_path) as server:
+        for bounds in (BOUNDS, few):
+            found = []
+            for number, href in enumerate((str(tmp_path / "a.jp2"), f"{server.url}/a.jp2")):
+                server.asked.clear()
+                target = tmp_path / f"{number}-{bounds[2]:.0f}"
+                found.append(window_staging.stage(request_for(href, tmp_path, bounds=bounds, target=target)).sha256)
+            assert found[0] == found[1]
+            assert len(server.asked) <= 9
+        values = (tmp_path / "a.jp2").read_bytes()
+        (tmp_path / "a.jp2").write_bytes(values[: len(values) // 2])
+        for href in (str(tmp_path / "a.jp2"), f"{server.url}/a.jp2"):
+            request = request_for(href, tmp_path, target=tmp_path / "cut")
+            with (
+                pytest.raises(SourceError, match=r"/a\.jp2: cannot be read"),
+                window_staging.open_scene_file(request, href) as file,
+            ):
+                whole(file)
+
+
 def test_requests_that_settings_change_are_left_to_gdal(monkeypatch: pytest.MonkeyPatch) -> None:
     href = "https://a.example/x/B02.tif"
     assert remote_tiffs.can_read(href) and remote_tiffs.can_read(f"{href}?sig=a%2Fb")

@@ -36,13 +36,16 @@ CUSTOM = (
 
 def can_read(href: str) -> bool:
     """Return whether an address may be that of a file for this reader: its layout is known only once it is open."""
+    return not href.partition("?")[0].lower().endswith(".jp2") and can_request(href)
+
+
+def can_request(href: str) -> bool:
+    """Return whether files at an address are requested as GDAL would: no setting of its changes requests."""
     from rasterio._env import get_gdal_config
     from requests.utils import get_netrc_auth
 
-    path = href.partition("?")[0].lower()
     return (
         href.startswith(("http://", "https://", "s3://"))
-        and not path.endswith(".jp2")
         and not any(get_gdal_config(name) is not None for name in CUSTOM)
         and object_stores.can_read(href)
         and get_netrc_auth(href) is None
@@ -98,7 +101,7 @@ class _Opened:
     retries: Retries
 
 
-def _retries() -> Retries:
+def retries() -> Retries:
     """Return how often requests are repeated: as often as GDAL's, by the same settings."""
     from rasterio._env import get_gdal_config
 
@@ -114,25 +117,25 @@ def _retries() -> Retries:
 
 def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     """Return a file with its header, as an earlier run kept it or from its server."""
-    access, retries = request.access or access_of(href), _retries()
+    access, tries = request.access or access_of(href), retries()
     kept = request.headers and kept_headers.path_of(request.headers, href)
     sign = signing.signer(request.asset.href, request.tokens)
     if kept is not None and (known := kept_headers.read(kept, href, access, sign)) is not None:
         file, parts = known
         check_host(href, access)
-        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=retries)
-    opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=retries, sign=sign)
+        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=tries)
+    opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=tries, sign=sign)
     if opened is None:
         absent = retry.RefusedError(404)
         raise SourceError(ranges.unreadable(href, absent)) from absent
     file, first = opened
     parts = {0: first}
     table = block_tables.read_table(
-        lambda start, stop: bytes(ranges.read(file, start, stop, retries)), parts, file.size, shown
+        lambda start, stop: bytes(ranges.read(file, start, stop, tries)), parts, file.size, shown
     )
     if kept is not None:
         kept_headers.write(kept, href, file, parts)
-    return _Opened(file=file, table=table, retries=retries)
+    return _Opened(file=file, table=table, retries=tries)
 
 
 # --- pixels --------------------------------------------------------------------------------

@@ -46,7 +46,11 @@ READING = {
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",  # else a second try meets the failure of the first
 }
 """How files are read, unless the user sets these options of GDAL."""
-SAFE = {"GDAL_PAM_ENABLED": "NO", "GDAL_VRT_ENABLE_PYTHON": "NO"}
+SAFE = {
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_NUM_THREADS": "1",  # errors of several threads that decode JPEG 2000 are lost: a cut file would have no data
+}
 
 REFUSED = re.compile(r"\b40[13]\b|forbidden|access ?denied|invalidaccesskey|signature|credentials", re.IGNORECASE)
 
