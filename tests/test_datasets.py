@@ -26,7 +26,7 @@ from sgdata import output_names, sentinel2, verification
 from sgdata.datasets import cards, eurosat, readers
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack as packing
-from sgdata.packing import select, tasks
+from sgdata.packing import select, tar_spool
 from sgdata.shards import shard_index, tar_format
 from sgdata.types import Array, Contract, Sample
 
@@ -169,13 +169,13 @@ def test_a_compressed_tar_gives_the_bytes_of_its_folder(
         pack(name, at, tmp_path / kind, shard_mb=0, workers=workers if kind == "tar" else 1)
     expected = (tmp_path / "folder" / output_names.SUMS).read_bytes()
     assert (tmp_path / "tar" / output_names.SUMS).read_bytes() == expected
-    assert not list((tmp_path / "tar" / tasks.SPOOL).iterdir())
+    assert not list((tmp_path / "tar" / tar_spool.SPOOL).iterdir())
 
     tars = sorted((tmp_path / "tar").glob("*.tar"))
     kept = {path: path.stat().st_mtime_ns for path in tars[1:]}
     tars[0].unlink()
     (tmp_path / "tar" / output_names.SUMS).unlink()
-    (tmp_path / "tar" / tasks.SPOOL / tars[0].name).write_bytes(b"half of an earlier run")
+    (tmp_path / "tar" / tar_spool.SPOOL / tars[0].name).write_bytes(b"half of an earlier run")
     pack(name, source, tmp_path / "tar", shard_mb=0)
     assert (tmp_path / "tar" / output_names.SUMS).read_bytes() == expected
     assert {path: path.stat().st_mtime_ns for path in tars[1:]} == kept

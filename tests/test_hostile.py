@@ -21,7 +21,7 @@ import synthetic
 
 from sgdata import output_names, verification
 from sgdata.errors import SourceError
-from sgdata.packing import pack, select, tasks
+from sgdata.packing import pack, select, tar_spool
 from sgdata.shards import shard_index, tar_format
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
@@ -169,4 +169,4 @@ def test_ten_kills_do_not_change_bytes(kind: str, tmp_path: Path) -> None:
     assert verification.verify(disturbed) == []
     left = [path.name for path in disturbed.rglob("*") if "partial" in path.name]
     assert not left
-    assert not list((disturbed / tasks.SPOOL).glob("*"))
+    assert not list((disturbed / tar_spool.SPOOL).glob("*"))
