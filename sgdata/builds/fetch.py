@@ -85,6 +85,9 @@ def fetch_scenes(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> tu
         newly_dropped = [result for result in results if isinstance(result, Dropped)]
         # Without dropped scenes, and where a scene turned out to have no data, others may matter.
         dropped += newly_dropped
+        again = any(candidate.evidence is None for candidate, _ in pending) or dropped
+        if not again and not any(candidate.scene.has_holes(recipe.bands) for candidate in candidates):
+            break  # these were the bands of the winners, and nothing that lacks data can change who wins
     check_lost(recipe, len(build_lock.items) - len(types.lost(dropped)), (*build_lock.dropped, *dropped))
     if not candidates:
         count = len(build_lock.items)
