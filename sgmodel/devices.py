@@ -28,7 +28,7 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
+class Runtime:
     """The device of this process and the number format of its matrix products.
 
     Attributes:
@@ -49,7 +49,7 @@ class Launch:
         return torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None)
 
 
-def setup_device(device: str, *, precision: Precision, threads: int) -> Launch:
+def setup_device(device: str, *, precision: Precision, threads: int) -> Runtime:
     """Set up torch for this process, and join the other processes of a run.
 
     On the CPU, kernels without a deterministic form raise an error.
@@ -72,7 +72,7 @@ def setup_device(device: str, *, precision: Precision, threads: int) -> Launch:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    return Launch(device=chosen, precision=precision)
+    return Runtime(device=chosen, precision=precision)
 
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
@@ -146,7 +146,7 @@ def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | 
     return peak.half if precision in HALF else peak.tf32 if precision == "tf32" else peak.fp32
 
 
-def measured_tflops(launch: Launch) -> float:
+def measured_tflops(launch: Runtime) -> float:
     """Return the TFLOP/s that square matrix products reach on this device; takes a second at most.
 
     Args:
@@ -183,7 +183,7 @@ class Meter:
         peak: Rate that the device can reach in TFLOP/s; None where it is not known.
     """
 
-    launch: Launch
+    launch: Runtime
     flops: float | None
     peak: float | None
 
@@ -211,7 +211,7 @@ class Meter:
         }
 
 
-def meter(launch: Launch, flops: float | None, *, measure: bool) -> Meter:
+def meter(launch: Runtime, flops: float | None, *, measure: bool) -> Meter:
     """Return the meter of this device, with its peak from the table, or with `measure` as measured."""
     peak = measured_tflops(launch) if measure else peak_tflops(launch.device, launch.precision)
     return Meter(launch=launch, flops=flops, peak=peak)

@@ -153,7 +153,7 @@ def test_dates_that_are_not_usable_are_never_seen(method: rules.Method) -> None:
         assert (mixed[..., 1] == 500).all()
         return
     days = (day("2019-06-20"), day("2019-07-01"))
-    stack = rules.Stack(
+    stack = rules.TileStack(
         dn=dn, looks=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
     )
     index, score = rule.kernel(stack, composite)
@@ -175,7 +175,7 @@ def test_every_rule_gives_pixels(method: rules.Method) -> None:
         assert ((image >= 500) & (image <= 502)).all()
         return
     days = (day("2019-06-20"), day("2019-07-01"))
-    stack = rules.Stack(
+    stack = rules.TileStack(
         dn=dn, looks=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
     )
     index, score = rule.kernel(stack, composite)

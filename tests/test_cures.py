@@ -165,8 +165,8 @@ def test_more_processes_than_samples_divide_among(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("WORLD_SIZE", "4")
     with pytest.raises(SettingError, match=r"training.batch is 6 on 4 processes: set training.batch = 8"):
         batching.divide(6, 1)
-    assert batching.divide(8, 3) == batching.Division(per_process=2, micro_batches=1)
-    assert batching.divide(8, 8) == batching.Division(per_process=2, micro_batches=2)
+    assert batching.divide(8, 3) == batching.BatchDivision(per_process=2, micro_batches=1)
+    assert batching.divide(8, 8) == batching.BatchDivision(per_process=2, micro_batches=2)
     assert batching.divide(40, 12).largest == 4
 
 

@@ -325,7 +325,11 @@ def test_published_lists_beside_the_source_are_followed(made: Callable[[str], Pa
     snow.write_text(f"{names[0]}\n")
     recipe = dataclasses.replace(select.recipe_for("bigearthnet"), edition="v1")
     result = packing.pack(
-        "bigearthnet", source=source, out=tmp_path / "clear", recipe=recipe, inputs=select.Inputs(leave_out=(snow,))
+        "bigearthnet",
+        source=source,
+        out=tmp_path / "clear",
+        recipe=recipe,
+        inputs=select.SampleInputs(leave_out=(snow,)),
     )
     assert sum(result.contract.splits.values()) == 2
 

@@ -10,7 +10,7 @@ import pytest
 from sgdata import verification
 from sgdata.demo import run_demo
 
-SMALL = run_demo.Story(
+SMALL = run_demo.DemoSettings(
     size_km=3,
     dates=5,
     build=("split.block_px=150", "split.gap_px=0", "patches.size=64", "patches.stride=32", "split.val_share=0.25"),

@@ -35,7 +35,7 @@ def test_comparisons_say_what_is_reached_and_what_is_missed() -> None:
 
 
 def test_the_pretrained_model_alone_has_few_labels() -> None:
-    commands = run_demo.commands(run_demo.Story(), Path("out"), 2)
+    commands = run_demo.commands(run_demo.DemoSettings(), Path("out"), 2)
     with_few = [name for name, words in commands.items() if "training.fraction=0.2" in words]
     assert with_few == ["segment"]
     assert [name for name, words in commands.items() if "--weights" in words] == ["segment"]
@@ -44,12 +44,12 @@ def test_the_pretrained_model_alone_has_few_labels() -> None:
 
 
 def test_two_workers_train_two_models_at_once() -> None:
-    names = list(run_demo.commands(run_demo.Story(), Path("out"), 2))
+    names = list(run_demo.commands(run_demo.DemoSettings(), Path("out"), 2))
     assert run_demo.turns(names, 1) == [(name,) for name in names]
     together = run_demo.turns(names, 2)
     assert together[-2:] == [("pretrain", "linear"), ("segment", "scratch")]
     assert [name for turn in together for name in turn] == names
-    commands = run_demo.commands(run_demo.Story(), Path("out"), 2)
+    commands = run_demo.commands(run_demo.DemoSettings(), Path("out"), 2)
     loud = [name for turn in together for name in turn if len(turn) == 2 and "--quiet" not in commands[name]]
     assert loud == ["pretrain", "segment"]
 

@@ -40,7 +40,7 @@ class Waits(TorchDispatchMode):
 def setting(*overrides: str) -> pretrain.Setup:
     path = package_data.folder("recipes") / "train" / "pretrain-fmow-base.toml"
     recipe = files.read(pretrain.PretrainRecipe, path, ("model.depth=1", "decoder.depth=1", *overrides))
-    where = devices.Launch(device=META, precision="fp32")
+    where = devices.Runtime(device=META, precision="fp32")
     if recipe.normalise.scheme == "zscore":
         ones = (1.0,) * 12
         recipe = dataclasses.replace(recipe, normalise=dataclasses.replace(recipe.normalise, mean=ones, std=ones))

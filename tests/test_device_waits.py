@@ -31,18 +31,18 @@ from sgmodel.train import loop, training
 PROGRAMS = ["segment", "detect_change", "classify", "pretrain", "contrast"]
 
 
-class OnMeta(devices.Launch):
+class OnMeta(devices.Runtime):
     """The meta device, for which torch has no autocast."""
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext()
 
 
-class Unread(loop.Result):
+class Unread(loop.StepResult):
     """The one value that the host reads of a step, which here has none."""
 
-    def read(self) -> loop.Figures:
-        return loop.Figures({"loss": 1.0}, 1.0)
+    def read(self) -> loop.StepMetrics:
+        return loop.StepMetrics({"loss": 1.0}, 1.0)
 
 
 @pytest.fixture
@@ -53,7 +53,9 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> OnMeta:
     return OnMeta(device=torch.device("meta"), precision="fp32")
 
 
-def run_steps(program: str, folder: Path, launch: devices.Launch, change: Any = lambda terms: terms) -> list[loop.Step]:
+def run_steps(
+    program: str, folder: Path, launch: devices.Runtime, change: Any = lambda terms: terms
+) -> list[loop.Step]:
     made = case(program, ("training.batch=4", "training.accumulate=2"))
     if program == "detect_change":
         write_shards.write(
@@ -66,7 +68,7 @@ def run_steps(program: str, folder: Path, launch: devices.Launch, change: Any = 
     model: nn.Module = made.build(setting.recipe).to(launch.device)
     setting = replace(setting, launch=launch)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    updates = loop.Updates(
+    updates = loop.UpdateSettings(
         forward=model, optimizer=optimizer, schedule=lambda step: 0.1, micro_batches=2, clip_norm=1.0
     )
     trained = windows.Windows(source, setting.recipe.windows) if program == "detect_change" else source

@@ -170,13 +170,16 @@ def test_codecs_and_readers_agree(build: Path, tmp_path: Path) -> None:
 def test_split_lists_choose_and_are_checked(build: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("munich-r00000-c00000.tif\nmunich-r00016-c00016,other\nnowhere\n")
     result = pack.pack(
-        "segmunich", source=build, out=tmp_path / "s", inputs=select.Inputs(split_lists={"test": tmp_path / "mine.txt"})
+        "segmunich",
+        source=build,
+        out=tmp_path / "s",
+        inputs=select.SampleInputs(split_lists={"test": tmp_path / "mine.txt"}),
     )
     assert result.contract.splits == {"test": 2}
     assert [note.split()[0] for note in result.notes] == ["4", "1"]
     with pytest.raises(SettingError, match="also in the list"):
         both = {"train": tmp_path / "mine.txt", "val": tmp_path / "mine.txt"}
-        pack.pack("segmunich", source=build, out=tmp_path / "t", inputs=select.Inputs(split_lists=both))
+        pack.pack("segmunich", source=build, out=tmp_path / "t", inputs=select.SampleInputs(split_lists=both))
 
 
 def test_a_wrong_source_or_dataset_is_one_line(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Ten
     return seen | {f"grad/{weight_files.released_name(name, 'segmenter')}": value for name, value in ours.items()}
 
 
-Run = Callable[[dict[str, Tensor], torch.dtype], dict[str, Tensor]]
+LedgerRun = Callable[[dict[str, Tensor], torch.dtype], dict[str, Tensor]]
 RUNS = [
     pytest.param("pretrain_small_img32_mask75", pretraining, id="pretraining"),
     pytest.param("classify_small_sep_pos", classification, id="classification"),
@@ -138,7 +138,7 @@ RUNS = [
 ]
 
 
-def compare(arrays: dict[str, Tensor], run: Run) -> None:
+def compare(arrays: dict[str, Tensor], run: LedgerRun) -> None:
     ours, exact = run(arrays, torch.float32), run(arrays, torch.float64)
     stored = [name for name in arrays if name.startswith("grad/")]
     assert_same_rounding(ours, arrays, exact, [name for name in ours if not name.startswith("grad/")])
@@ -147,7 +147,7 @@ def compare(arrays: dict[str, Tensor], run: Run) -> None:
 
 @pytest.mark.usefixtures("attention")
 @pytest.mark.parametrize(("file", "run"), RUNS)
-def test_activations_losses_and_gradients(parity: Path, file: str, run: Run) -> None:
+def test_activations_losses_and_gradients(parity: Path, file: str, run: LedgerRun) -> None:
     compare(fixture(parity / f"{file}.npz"), run)
 
 
@@ -161,7 +161,7 @@ def bfloat16_gelu(x: Tensor, approximate: str = "none", gelu: Callable[..., Tens
 
 
 def shifted_positions(
-    parts: encoder.Parts, prefix: str = "", positions: Callable[..., Tensor] = encoder.positions
+    parts: encoder.EncoderModules, prefix: str = "", positions: Callable[..., Tensor] = encoder.positions
 ) -> Tensor:
     return positions(parts, prefix).roll(1, dims=1)
 
@@ -183,7 +183,7 @@ MUTANTS: dict[str, tuple[object, str, object]] = {
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 @pytest.mark.parametrize(("file", "run"), RUNS)
-def test_a_mutant_fails(parity: Path, file: str, run: Run, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mutant_fails(parity: Path, file: str, run: LedgerRun, mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*MUTANTS[mutant])
     with pytest.raises(AssertionError, match="from float64"):
         compare(fixture(parity / f"{file}.npz"), run)

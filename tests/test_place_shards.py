@@ -13,7 +13,7 @@ import synthetic_shards
 import sgdata
 from sgdata import files, output_names, verification
 from sgdata.audits import checks, collect_evidence, place_checks
-from sgdata.audits.evidence import AuditEvidence, Facts, Totals
+from sgdata.audits.evidence import AuditEvidence, SampleFacts, Totals
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing.place_sources import PlaceSplit
 from sgdata.shards import contracts, shard_index, tar_format
@@ -120,15 +120,15 @@ def test_a_release_of_several_places(tmp_path: Path, builds: Path) -> None:
         sgdata.release("half", "1.0", tmp_path / "all", out=tmp_path / "r", build=places[:1], **catalogue)
 
 
-def facts(place: str, split: str, *, brightness: float = 1000, classes: dict[int, int] | None = None) -> Facts:
-    return Facts(
+def facts(place: str, split: str, *, brightness: float = 1000, classes: dict[int, int] | None = None) -> SampleFacts:
+    return SampleFacts(
         key=f"{place}-{split}", split=split, pixels="", turned="", thumbnail=b"", footprint=None, date=None,
         classes=classes or {1: 90, 2: 10}, dark=0, dead=(), window_hashes=b"", nearer=(), place=place,
         brightness=brightness,
     )  # fmt: skip
 
 
-def evidence(*of: Facts) -> AuditEvidence:
+def evidence(*of: SampleFacts) -> AuditEvidence:
     zero = np.zeros(1, np.int64)
     names = ("count", "total", "ones", "saturated", "equal", "pairs", "leaves", "low", "high")
     totals = Totals(**dict.fromkeys(names, zero))

@@ -26,7 +26,7 @@ from sgdata.cli import app
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack
 from sgdata.releases import assemble
-from sgdata.releases.release_content import ReleaseOrder
+from sgdata.releases.release_content import ReleaseRequest
 from sgdata.scenes import lock, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
@@ -72,15 +72,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def order(made: Path, out: Path, **changes: Any) -> ReleaseOrder:
-    known = ReleaseOrder(
+def order(made: Path, out: Path, **changes: Any) -> ReleaseRequest:
+    known = ReleaseRequest(
         name="tiny-town", version="1.0", source=made / "shards", build=made / "build", out=out,
         register=out / "catalogs", published="2026-11-21",
     )  # fmt: skip
     return replace(known, **changes)
 
 
-def release(wanted: ReleaseOrder) -> tuple[Path, AuditReport]:
+def release(wanted: ReleaseRequest) -> tuple[Path, AuditReport]:
     return assemble.release(
         wanted,
         lambda path: checks.run_checks(

@@ -22,7 +22,7 @@ from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.packing import pack
 from sgdata.rasters import grids
 from sgdata.releases import release_content
-from sgdata.releases.release_content import ReleaseOrder
+from sgdata.releases.release_content import ReleaseRequest
 from sgdata.shards import contracts, tar_format
 from sgdata.types import Grid, Sample
 from sgmodel.data import loader, windows
@@ -396,6 +396,6 @@ def test_the_owner_states_the_licence_of_a_release(tmp_path: Path) -> None:
     CliRunner().invoke(app, [*words, "--licence", "CC-BY-4.0"])
     (notice,) = (tmp_path / "release").glob("*/LICENSES/pixels.txt")
     assert notice.read_text().startswith("CC-BY-4.0")
-    order = ReleaseOrder(name="a", version="1", source=tmp_path, out=tmp_path, licence="CC-BY-4.0")
+    order = ReleaseRequest(name="a", version="1", source=tmp_path, out=tmp_path, licence="CC-BY-4.0")
     with pytest.raises(SettingError, match="eurosat has its own .* leave --licence out"):
         release_content.require_permission(cards.card("eurosat"), order, ours=False)

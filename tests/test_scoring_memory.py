@@ -88,7 +88,7 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
     source, held_out = (loader.Samples(tmp_path, split, made.members) for split in ("train", "val"))
     setting: Any = training.resolve(made.recipe, source.contract, run_paths_for(tmp_path, tmp_path))
     model = made.build(setting.recipe)
-    updates = loop.Updates(
+    updates = loop.UpdateSettings(
         forward=model,
         optimizer=torch.optim.AdamW(model.parameters(), fused=True),
         schedule=lambda step: 0.0,

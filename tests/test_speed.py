@@ -18,7 +18,7 @@ from sgmodel import devices
 from sgmodel.data import augment
 from sgmodel.recipes import classify, programs
 from sgmodel.train import run_folder, run_paths
-from sgmodel.train.loop import Figures, Result, Step
+from sgmodel.train.loop import Step, StepMetrics, StepResult
 
 TRAIN = package_data.folder("recipes") / "train"
 CUDA = torch.device("cuda", 0)
@@ -44,7 +44,7 @@ def test_the_peak_is_that_of_card_and_precision(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2e9)
-    meter = devices.meter(devices.Launch(device=CUDA, precision=precision), 5e11, measure=False)
+    meter = devices.meter(devices.Runtime(device=CUDA, precision=precision), 5e11, measure=False)
     assert meter.peak == peak
     found = meter.read(100, 0.5)  # 100 samples of 0.5 TFLOP in half a second
     assert found == {"tflops": 100.0, "mfu": 100 / peak if peak else None, "memory_gb": 2.0}
@@ -58,7 +58,7 @@ def test_each_card_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_several_processes_share_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = devices.Launch(device=torch.device("cpu"), precision="fp32")
+    where = devices.Runtime(device=torch.device("cpu"), precision="fp32")
     meter = devices.Meter(launch=where, flops=1e12, peak=10.0)
     alone = meter.read(8, 2.0)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -70,7 +70,7 @@ def test_several_processes_share_the_samples(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_peak_of_a_cpu_is_measured_on_request_alone() -> None:
     for precision in ("fp32", "bf16"):
-        where = devices.Launch(device=torch.device("cpu"), precision=precision)
+        where = devices.Runtime(device=torch.device("cpu"), precision=precision)
         state = torch.get_rng_state()
         measured = devices.meter(where, 1.0, measure=True).peak
         assert measured is not None and 1e-3 < measured < 1e3
@@ -85,7 +85,7 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(tmp_path: Path) -
     with run_folder.Log(tmp_path, 0) as log:
         for index, (wait, total) in enumerate([(0.5, 1.0), (0.0, 1.0), (0.0, 2.0), (0.3, 3.0)]):
             times = {"images": 6, "wait_s": wait, "total_s": total}
-            result = Result(torch.ones(1), lambda values: Figures({"loss": values[0]}, 1.0))
+            result = StepResult(torch.ones(1), lambda values: StepMetrics({"loss": values[0]}, 1.0))
             step = Step(index=index, result=result, failed=torch.zeros(()), lr=0.1, **times)  # type: ignore[arg-type]
             log.step(step, every=3, last=False, speed=speed)
     first, second = training_log.read(tmp_path / "timings.jsonl")

@@ -13,7 +13,7 @@ from sgdata.errors import SettingError
 from sgmodel import devices
 from sgmodel.train import loop, wrapping
 
-CPU = devices.Launch(device=torch.device("cpu"), precision="fp32")
+CPU = devices.Runtime(device=torch.device("cpu"), precision="fp32")
 
 
 def wrap(model: torch.nn.Module, **settings: bool) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sgdata.audits import duplicates, place_checks
-from sgdata.audits.evidence import NEARER, AuditEvidence, Facts, FootprintGroup
+from sgdata.audits.evidence import NEARER, AuditEvidence, FootprintGroup, SampleFacts
 from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
 from sgdata.splits import shared_ground
@@ -168,7 +168,7 @@ def _columns(groups: Sequence[FootprintGroup]) -> shared_ground.Footprints:
     return shared_ground.to_columns([group.footprint for group in groups])
 
 
-def _places(facts: Iterable[Facts]) -> list[FootprintGroup]:
+def _places(facts: Iterable[SampleFacts]) -> list[FootprintGroup]:
     """Group samples by footprint and date, so that a place with a hundred samples is compared once."""
     keys: dict[tuple[Footprint, str | None], list[str]] = defaultdict(list)
     for each in facts:
@@ -217,7 +217,7 @@ def check_cropped(evidence: AuditEvidence) -> Check:
     )
 
 
-def _copied(name: str, groups: Sequence[Sequence[Facts]]) -> Check:
+def _copied(name: str, groups: Sequence[Sequence[SampleFacts]]) -> Check:
     across = [group for group in groups if len({facts.split for facts in group}) > 1]
     # Those across splits first.
     keys = dict.fromkeys(facts.key for group in (*across, *groups) for facts in group)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, output_names, pool, progress
 from sgdata.audits import duplicates, findings
-from sgdata.audits.evidence import NEARER, AuditEvidence, Days, Facts, Totals
+from sgdata.audits.evidence import NEARER, AuditEvidence, Days, SampleFacts, Totals
 from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
@@ -66,7 +66,7 @@ def detect_subject(
     dataset: str | None = None,
     edition: str | None = None,
     split: str | None = None,
-    inputs: select.Inputs | None = None,
+    inputs: select.SampleInputs | None = None,
     lock_of: Path | None = None,
 ) -> Subject:
     """Detect what `path` is, without reading pixels.
@@ -162,7 +162,7 @@ def collect_evidence(subject: Subject, *, workers: int = 1) -> AuditEvidence:
     """
     total = -(-len(subject.samples) // CHUNK)
     tasks = (replace(subject, samples=part, unread=()) for part in _chunks(subject.samples))
-    facts: list[Facts] = []
+    facts: list[SampleFacts] = []
     unread = list(subject.unread)
     totals = None
     results = pool.run(_examine, tasks, workers=workers)
@@ -191,7 +191,7 @@ def _chunks(samples: Any) -> Iterator[Sequence[SampleRef | Row]]:
         yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()
 
 
-def _examine(subject: Subject) -> tuple[list[Facts], Totals, list[tuple[str, str]]]:
+def _examine(subject: Subject) -> tuple[list[SampleFacts], Totals, list[tuple[str, str]]]:
     facts, unread = [], []
     totals = _totals(np.zeros((len(subject.contract.bands), 1, 0), np.uint16), subject.contract)
     with _reading(subject) as read:
@@ -218,7 +218,7 @@ def _reading(subject: Subject) -> Iterator[Callable[[Any], Sample]]:
             yield lambda ref: write_shards.storable(read(ref), subject.contract)
 
 
-def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts:
+def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> SampleFacts:
     names = [band.name for band in contract.bands]
     valid = statistics.valid_mask(images[0], contract.nodata)
     images = [np.nan_to_num(image) for image in images]  # what is NaN is not valid
@@ -233,7 +233,7 @@ def _facts(sample: Sample, images: Sequence[Array], contract: Contract) -> Facts
     flat = [image.reshape(len(image), -1).min(axis=1) == image.reshape(len(image), -1).max(axis=1) for image in images]
     still = np.any(flat, axis=0)
     thirds = ([images[0][names.index(name)] for name in three if name in names] for three in NEARER)
-    return Facts(
+    return SampleFacts(
         key=sample.key,
         split=sample.split,
         pixels=pixels,

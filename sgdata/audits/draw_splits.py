@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
+class LocatedSamples:
     """N samples and where they are.
 
     Attributes:
@@ -41,7 +41,7 @@ class Located:
     ground: Ground
 
 
-def locate(subject: Subject) -> Located:
+def locate(subject: Subject) -> LocatedSamples:
     """Return the samples of shards or of a dataset as distributed, with their ground.
 
     Pixels are read only of a dataset whose files alone have the coordinates.
@@ -67,7 +67,7 @@ def locate(subject: Subject) -> Located:
             f"{len(without)} of {len(without) + len(keys)} samples have no coordinates, such as '{without[0]}'; give "
             "them with --coordinates FILE"
         )
-    return Located(
+    return LocatedSamples(
         keys=tuple(keys),
         labels=_rarest(labels),
         ground=ground_distance.from_boxes(

@@ -18,7 +18,7 @@ NEARER = (("B8A", "B08", "B07"), ("B04", "B02", "B05"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class SampleFacts:
     """Facts about one sample.
 
     Attributes:
@@ -130,15 +130,15 @@ class AuditEvidence:
 
     kind: Kind
     contract: Contract
-    facts: tuple[Facts, ...]
+    facts: tuple[SampleFacts, ...]
     totals: Totals
     unread: tuple[tuple[str, str], ...] = ()
     days: Days | None = None
 
     @property
-    def splits(self) -> dict[str, list[Facts]]:
+    def splits(self) -> dict[str, list[SampleFacts]]:
         """Samples by split, train first."""
-        splits: dict[str, list[Facts]] = defaultdict(list)
+        splits: dict[str, list[SampleFacts]] = defaultdict(list)
         for each in self.facts:
             splits[each.split].append(each)
         return dict(sorted(splits.items(), key=lambda part: (part[0] != "train", part[0])))

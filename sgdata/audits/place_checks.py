@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from sgdata.audits.evidence import AuditEvidence, Facts
+from sgdata.audits.evidence import AuditEvidence, SampleFacts
 from sgdata.audits.findings import SHOWN, Check, State
 
 NAME = "places"
@@ -22,7 +22,7 @@ def check_places(evidence: AuditEvidence) -> tuple[Check, ...]:
     It is a finding if a place that is held out has a class that no training sample has, or if a place is as much
     brighter or darker than the others as one with a wrong offset.
     """
-    places: dict[str, list[Facts]] = defaultdict(list)
+    places: dict[str, list[SampleFacts]] = defaultdict(list)
     for facts in evidence.facts:
         if facts.place:
             places[facts.place].append(facts)
@@ -55,7 +55,7 @@ def check_places(evidence: AuditEvidence) -> tuple[Check, ...]:
     return (Check(name=NAME, state=state, message=message, figures=figures, where=keys),)
 
 
-def _shares(evidence: AuditEvidence, facts: list[Facts]) -> dict[int, float]:
+def _shares(evidence: AuditEvidence, facts: list[SampleFacts]) -> dict[int, float]:
     """Return the share of each class among the labelled pixels, or labels, of samples."""
     counts: Counter[int] = Counter()
     for each in facts:
@@ -64,7 +64,7 @@ def _shares(evidence: AuditEvidence, facts: list[Facts]) -> dict[int, float]:
     return {label: count / sum(labelled.values()) for label, count in labelled.items()}
 
 
-def _untrained(places: dict[str, list[Facts]], shares: dict[str, dict[int, float]]) -> list[tuple[str, int]]:
+def _untrained(places: dict[str, list[SampleFacts]], shares: dict[str, dict[int, float]]) -> list[tuple[str, int]]:
     """Return held-out places with a class that is in no training sample."""
     trained = {label for facts in places.values() for one in facts if one.split == "train" for label in one.classes}
     held_out = [place for place, facts in sorted(places.items()) if not any(one.split == "train" for one in facts)]

@@ -161,7 +161,7 @@ def select(
     scenes = tuple(
         replace(scene, offset=candidate.scene.offset) for scene, candidate in zip(masked, candidates, strict=True)
     )
-    job = tiles.Job(
+    job = tiles.CompositeJob(
         grid=grid, bands=recipe.bands, kernel=recipe.resampling, settings=settings, scenes=scenes, folder=paths.out
     )
     winners = needed_cells.find_winners(job, paths.tile_px, paths.run)

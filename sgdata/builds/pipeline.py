@@ -261,13 +261,13 @@ def render(
 
 def composite_job(
     recipe: BuildRecipe, build_lock: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths
-) -> tiles.Job:
+) -> tiles.CompositeJob:
     """Return all that decides the tiles of the composite, masks included; jobs with other pixels have other folders."""
     settings = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, build_lock.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in build_lock.items]
     name = lock.sha256([rules.VERSION, resample.VERSION, settings, items])[:16]
     masked = fetch.add_clear_masks(recipe, scenes, build_lock.grid, paths)
-    return tiles.Job(
+    return tiles.CompositeJob(
         grid=build_lock.grid,
         bands=recipe.bands,
         kernel=recipe.resampling,

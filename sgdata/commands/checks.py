@@ -130,7 +130,7 @@ def audit(
     from sgdata.pages import audit_page
 
     log_lines.listen(quiet)
-    inputs = select.Inputs(coordinates=coordinates, splits=splits)
+    inputs = select.SampleInputs(coordinates=coordinates, splits=splits)
     subject = collect_evidence.detect_subject(
         path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build
     )
@@ -170,7 +170,7 @@ def split(
     log_lines.listen(quiet)
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
-    inputs = select.Inputs(coordinates=coordinates)
+    inputs = select.SampleInputs(coordinates=coordinates)
     subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, inputs=inputs)
     evidence = collect_evidence.collect_evidence(subject, workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
@@ -212,7 +212,7 @@ def draw_splits(
     from sgdata.splits.ground_splits import DrawSettings
 
     log_lines.listen(quiet)
-    inputs = select.Inputs(coordinates=coordinates)
+    inputs = select.SampleInputs(coordinates=coordinates)
     subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
     settings = DrawSettings(
         block_m=block, gap_m=gap, val_share=val_share, test_share=test_share, draws=draws, seed=seed,

@@ -177,7 +177,7 @@ def shard(
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
     recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
     builds = _builds(dataset, source or ())
-    inputs = select.Inputs(
+    inputs = select.SampleInputs(
         split_lists=_split_lists(split_list or ()), leave_out=tuple(leave_out or ()), coordinates=coordinates,
         splits=splits, builds=builds, places=place_sources.parse_split(hold_out or (), fold, len(builds)),
     )  # fmt: skip

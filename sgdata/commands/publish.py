@@ -81,7 +81,7 @@ def release(
     log_lines.listen(quiet)
     builds = place_sources.find_builds(build) if build else {}
     first = next(iter(builds.values()), build[0] if build else None)
-    order = release_content.ReleaseOrder(
+    order = release_content.ReleaseRequest(
         name=name, version=version, source=source[0], out=out, build=None if builds else first, builds=builds,
         private=private, licence=licence,
         published=date, register=register or assemble.register_of_checkout(), archive=archive,

@@ -57,7 +57,7 @@ def demo(
     from sgdata.demo import run_demo
 
     log_lines.listen(quiet)
-    page = run_demo.run(out, story=run_demo.Story(size_km=size, dates=dates, seed=seed), workers=workers)
+    page = run_demo.run(out, story=run_demo.DemoSettings(size_km=size, dates=dates, seed=seed), workers=workers)
     summary = files.read_plain(out / output_names.SUMMARY)
 
     def show() -> None:

@@ -236,7 +236,7 @@ def _choose_tested(eligible: Array, wanted: Array) -> Array:
     return tested.reshape(eligible.shape)
 
 
-def find_winners(job: tiles.Job, max_side: int, run: Callable[..., Iterable[Any]]) -> dict[int, Cells]:
+def find_winners(job: tiles.CompositeJob, max_side: int, run: Callable[..., Iterable[Any]]) -> dict[int, Cells]:
     """Return, by position, the cells where a scene has the best score at some pixel, by the bands that are read.
 
     Args:

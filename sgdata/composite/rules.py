@@ -115,12 +115,12 @@ class CompositeSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stack:
+class TileStack:
     """All dates of one tile, the input of a rule.
 
     Attributes:
         dn: (T, C, H, W) uint16 in the bands of the rule.
-        looks: (T, H, W) uint8 clear scores, as in `clear_score`, also where a date was not read since it cannot win.
+        mask_scores: (T, H, W) uint8 clear scores, as in `clear_score`, also of dates that were not read.
         clear_scores: The same, 0 where a date was not read.
         usable: (T, H, W) bool, True where a date has data and is clear.
         days: Days since 1970.
@@ -128,7 +128,7 @@ class Stack:
     """
 
     dn: Array
-    looks: Array
+    mask_scores: Array
     clear_scores: Array
     usable: Array
     days: tuple[int, ...]
@@ -162,7 +162,7 @@ class PickRule(CompositeRule):
     """
 
     bands: tuple[str, ...]
-    kernel: Callable[[Stack, CompositeSettings], tuple[Array, Array]]
+    kernel: Callable[[TileStack, CompositeSettings], tuple[Array, Array]]
     some_bands: bool = False
 
     def missing(self, bands: tuple[str, ...]) -> list[str]:

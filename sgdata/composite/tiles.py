@@ -27,7 +27,7 @@ ALIGN_PX = 2 * MSI.nesting_px
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class CompositeJob:
     """Everything that determines the tiles of a composite.
 
     Attributes:
@@ -59,7 +59,7 @@ class Job:
         return self.bands_to_read if self.settings.rule.score_range else self.bands
 
 
-def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
+def tile_shape(job: CompositeJob, max_side: int) -> tuple[int, int]:
     """Return the height and width, up to `max_side`, of tiles whose stack and result fit in TILE_BYTES.
 
     Tiles are as wide as possible, since rows are contiguous in the staged files.
@@ -74,7 +74,7 @@ def tile_shape(job: Job, max_side: int) -> tuple[int, int]:
     return min(max_side, max(pixels // width // ALIGN_PX, 1) * ALIGN_PX), width
 
 
-def read_stack(job: Job, window: Window) -> rules.Stack:
+def read_stack(job: CompositeJob, window: Window) -> rules.TileStack:
     """Read the DN with offsets corrected, in the bands that the rule needs together, and the clear scores.
 
     The clear score is 0 where a scene has no data, as in `scene_staging.has_data`; DN of pixels with data are at least
@@ -84,8 +84,8 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     target = grids.crop(job.grid, window)
     bands = job.bands_to_read
     dn = np.zeros((len(job.scenes), len(bands), *target.shape), np.uint16)
-    looks = np.zeros((len(job.scenes), *target.shape), np.uint8)
-    clear_scores = looks
+    mask_scores = np.zeros((len(job.scenes), *target.shape), np.uint8)
+    clear_scores = mask_scores
     covered: dict[str, Array] = {}
     for n, scene in enumerate(job.scenes):
         if not scene.has_bands(job.compared):
@@ -99,18 +99,18 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
         else:
             use = valid & ~earlier
             covered[scene.overpass] = valid | earlier
-        looks[n] = use
+        mask_scores[n] = use
         if CLEAR_SCORE in scene.files:
-            looks[n] *= window_staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
+            mask_scores[n] *= window_staging.read_on_grid(scene.files[CLEAR_SCORE], target, kernel="nearest")
         part = scene.cells(job.compared)
         within = Window(row=0, col=0, height=window.height, width=window.width)
         if part is not None:
             within = cells.enclose(part, target) or replace(within, height=0)
-            if clear_scores is looks:
-                clear_scores = looks.copy()
-            clear_scores[n] = np.where(cells.on_pixels(part, target), looks[n], 0)
-        elif clear_scores is not looks:
-            clear_scores[n] = looks[n]
+            if clear_scores is mask_scores:
+                clear_scores = mask_scores.copy()
+            clear_scores[n] = np.where(cells.on_pixels(part, target), mask_scores[n], 0)
+        elif clear_scores is not mask_scores:
+            clear_scores[n] = mask_scores[n]
         for plane in dn[n]:
             np.maximum(plane[within.slices], valid[within.slices], out=plane[within.slices])
     if job.settings.rule.needs_mask:
@@ -120,10 +120,12 @@ def read_stack(job: Job, window: Window) -> rules.Stack:
     # Without a mask no distances exist, and any pixel size will do: the recipe check refuses rules that need them.
     mask_gsd_m = next((s.files[CLEAR_SCORE].grid.gsd_m for s in job.scenes if CLEAR_SCORE in s.files), 20.0)
     days = tuple(scene.day for scene in job.scenes)
-    return rules.Stack(dn=dn, looks=looks, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m)
+    return rules.TileStack(
+        dn=dn, mask_scores=mask_scores, clear_scores=clear_scores, usable=usable, days=days, mask_gsd_m=mask_gsd_m
+    )
 
 
-def read_part(job: Job, scene: StagedScene, band: str, target: Grid, out: Array) -> None:
+def read_part(job: CompositeJob, scene: StagedScene, band: str, target: Grid, out: Array) -> None:
     """Fill `out` (H, W), the pixels of `target`, where a band was read; the rest of it stays as it is."""
     staged = scene.files[band]
     if staged.cells is None:
@@ -133,7 +135,7 @@ def read_part(job: Job, scene: StagedScene, band: str, target: Grid, out: Array)
         out[within.slices] = window_staging.read_on_grid(staged, part, kernel=job.kernel, offset=scene.offset)
 
 
-def won_cells(job: Job, window: Window) -> Array:
+def won_cells(job: CompositeJob, window: Window) -> Array:
     """Return (T, height, width) bool: the cells over the area with a pixel in a window that a scene wins."""
     rule, stack = job.settings.rule, read_stack(job, window)
     over = cells.over(job.grid.bounds)
@@ -144,27 +146,27 @@ def won_cells(job: Job, window: Window) -> Array:
     return found
 
 
-def _valid_count(job: Job, window: Window, stack: rules.Stack) -> Array:
+def _valid_count(job: CompositeJob, window: Window, stack: rules.TileStack) -> Array:
     """Return (H, W) uint16: the clear dates of each pixel, also those of scenes that cannot win and are not read."""
-    looks = stack.looks
+    mask_scores = stack.mask_scores
     unread = [n for n in job.examined if not job.scenes[n].has_bands(job.compared)]
     if unread:
-        looks = looks.copy()
+        mask_scores = mask_scores.copy()
     target = grids.crop(job.grid, window)
     for n in unread:
         scores = window_staging.read_on_grid(job.scenes[n].files[CLEAR_SCORE], target, kernel="nearest")
         # Granules of one pass that overlap are one look.
         for m, other in enumerate(job.scenes):
             if m != n and other.overpass == job.scenes[n].overpass:
-                scores = np.where(looks[m] > 0, np.uint8(0), scores)
-        looks[n] = scores
-    usable = cloud_masks.select_clear(looks) if unread or job.settings.rule.needs_mask else stack.usable
+                scores = np.where(mask_scores[m] > 0, np.uint8(0), scores)
+        mask_scores[n] = scores
+    usable = cloud_masks.select_clear(mask_scores) if unread or job.settings.rule.needs_mask else stack.usable
     counts = np.zeros(target.shape, np.uint16)
     kernels.count(usable, counts)
     return counts
 
 
-def _bright_targets(job: Job, window: Window, shown: Array) -> Array:
+def _bright_targets(job: CompositeJob, window: Window, shown: Array) -> Array:
     """Return (H, W) uint8: which kind of bright target a pixel is that is `shown`, 0 if none."""
     staged = job.scenes[0].files.get(BRIGHT_TARGETS) if job.scenes else None
     if staged is None:
@@ -173,7 +175,7 @@ def _bright_targets(job: Job, window: Window, shown: Array) -> Array:
     return np.where(shown, kinds, np.uint8(0))
 
 
-def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
+def uncovered(job: CompositeJob, window: Window, inside: Array | None = None) -> int:
     """Return how many pixels of a window, `inside` (H, W) the area if given, no scene has data of."""
     target = grids.crop(job.grid, window)
     missing = np.ones(target.shape, np.bool_) if inside is None else inside[window.slices].copy()
@@ -184,7 +186,7 @@ def uncovered(job: Job, window: Window, inside: Array | None = None) -> int:
     return int(missing.sum())
 
 
-def composite_tile(job: Job, window: Window) -> Path:
+def composite_tile(job: CompositeJob, window: Window) -> Path:
     """Compute one tile, or take it from an earlier run: a `.npy` of (C + PLANES, h, w) uint16.
 
     The image, then item index, valid count, days since 1970, score and bright targets as in
@@ -219,7 +221,7 @@ def composite_tile(job: Job, window: Window) -> Path:
     return path
 
 
-def _mix_bands(job: Job, window: Window, rule: rules.CombineRule, usable: Array, image: Array) -> None:
+def _mix_bands(job: CompositeJob, window: Window, rule: rules.CombineRule, usable: Array, image: Array) -> None:
     """Fill `image` (C, h, w) with each band reduced alone over the usable dates."""
     staged = [(n, scene) for n, scene in enumerate(job.scenes) if scene.has_bands(job.bands)]
     dn = np.zeros((len(job.scenes), 1, 0, 0), np.uint16)
@@ -244,7 +246,7 @@ def _mix_bands(job: Job, window: Window, rule: rules.CombineRule, usable: Array,
         out[:] = resample.refine(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
 
 
-def _common_factor(job: Job, band: str, target: Grid) -> int:
+def _common_factor(job: CompositeJob, band: str, target: Grid) -> int:
     """Return how much coarser a band is than the grid: 1 unless all scenes agree and `target` starts on its pixels."""
     places = [
         window_staging.grid_offset(scene.files[band], target) for scene in job.scenes if scene.has_bands(job.bands)
@@ -253,7 +255,7 @@ def _common_factor(job: Job, band: str, target: Grid) -> int:
     return factors.pop() if len(factors) == 1 else 1
 
 
-def _take_dates(job: Job, window: Window, dn: Array, index: Array, image: Array) -> None:
+def _take_dates(job: CompositeJob, window: Window, dn: Array, index: Array, image: Array) -> None:
     """Fill `image` (C, h, w) of zeros with all bands of the date chosen at each pixel."""
     target = grids.crop(job.grid, window)
     # Upsampling dominates the cost of this step: done only for the dates that won in this tile.

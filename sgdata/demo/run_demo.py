@@ -21,7 +21,7 @@ log = logging.getLogger("sgdata")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class DemoSettings:
     """Size and ground of the city, and changes to the recipes of the demo.
 
     Attributes:
@@ -84,7 +84,7 @@ scratch: python -m sgmodel.recipes.segment {train}/segment-demo-context.toml --s
 TOGETHER = (("pretrain", "linear"), ("segment", "scratch"))
 
 
-def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
+def commands(story: DemoSettings, out: Path, workers: int) -> dict[str, list[str]]:
     """Return the command of each stage as words, by stage name, in the order in which to run them."""
     changed = {
         name: " ".join(f"--set {shlex.quote(change)}" for change in getattr(story, name))
@@ -96,7 +96,7 @@ def commands(story: Story, out: Path, workers: int) -> dict[str, list[str]]:
     return {name: shlex.split(command) for name, command in stages}
 
 
-def run(out: Path, *, story: Story, workers: int) -> Path:
+def run(out: Path, *, story: DemoSettings, workers: int) -> Path:
     """Run every stage into `out`, score it against the truth, and write the page, `summary.json` and sums.
 
     Returns the path of the page. Raises SourceError if a stage fails.

@@ -80,7 +80,7 @@ def best_cloudy_scene(
     from sgdata.simulation import score
 
     assert isinstance(recipe.area.grid, Grid)  # the recipe beside a build is resolved
-    job = tiles.Job(
+    job = tiles.CompositeJob(
         grid=recipe.area.grid, bands=recipe.bands, kernel=recipe.resampling, scenes=scenes, folder=Path(),
         settings=replace(recipe.composite, method="geomedian"),  # which looks at every band
     )  # fmt: skip

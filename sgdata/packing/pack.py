@@ -97,7 +97,7 @@ def pack(
     source: Path | None = None,
     out: Path | None = None,
     recipe: ShardRecipe | None = None,
-    inputs: select.Inputs | None = None,
+    inputs: select.SampleInputs | None = None,
     workers: int = 1,
     cluster: str | None = None,
     fresh: bool = False,
@@ -125,7 +125,7 @@ def pack(
     """
     recipe = recipe or select.recipe_for(dataset)
     out = out or Path(recipe.out)
-    inputs = inputs or select.Inputs()
+    inputs = inputs or select.SampleInputs()
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
         inputs = replace(inputs, builds=pool.absolute(dict(inputs.builds)))
@@ -189,7 +189,7 @@ def estimate_cost(
     *,
     source: Path | None = None,
     recipe: ShardRecipe | None = None,
-    inputs: select.Inputs | None = None,
+    inputs: select.SampleInputs | None = None,
 ) -> PackCost:
     """Estimate the cost of `pack` by packing a few samples into a temporary folder.
 

@@ -47,7 +47,7 @@ def download_folder(recipe: ShardRecipe) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inputs:
+class SampleInputs:
     """Files beside the dataset that say which samples are packed, in which split and where they are.
 
     Attributes:
@@ -72,7 +72,7 @@ def list_samples(
     recipe: ShardRecipe,
     source: Path | None,
     list_source: Callable[[Path, ShardRecipe], SampleListing],
-    inputs: Inputs | None = None,
+    inputs: SampleInputs | None = None,
 ) -> tuple[Path, SampleListing, Contract]:
     """List the samples of a source under their splits, without reading a pixel.
 
@@ -90,7 +90,7 @@ def list_samples(
         SettingError: A wrong recipe or list.
         SourceError: The source does not hold the dataset.
     """
-    inputs = inputs or Inputs()
+    inputs = inputs or SampleInputs()
     if inputs.builds:
         source = next(iter(inputs.builds.values()))
         listing = _list_places(recipe, list_source, inputs)
@@ -119,7 +119,7 @@ def list_samples(
 
 
 def _list_places(
-    recipe: ShardRecipe, list_source: Callable[[Path, ShardRecipe], SampleListing], inputs: Inputs
+    recipe: ShardRecipe, list_source: Callable[[Path, ShardRecipe], SampleListing], inputs: SampleInputs
 ) -> SampleListing:
     """List the samples of several builds. Raises SettingError, SourceError."""
     if inputs.places and (inputs.split_lists or recipe.splits or inputs.splits):

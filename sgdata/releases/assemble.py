@@ -24,7 +24,7 @@ from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html
 from sgdata.rasters import resample
 from sgdata.releases import card, croissant, place_builds, release_content, stac, versions
-from sgdata.releases.release_content import ReleaseContent, ReleaseOrder
+from sgdata.releases.release_content import ReleaseContent, ReleaseRequest
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
 from sgdata.shards import contracts, sample_hashes, shard_index, tar_format
@@ -39,7 +39,9 @@ RECIPE_OF_BUILD = "build-recipe.toml"
 _COLUMNS = ("key", "split", "shard", "west", "south", "east", "north", "crs", "date", "labels")
 
 
-def release(order: ReleaseOrder, audited: Callable[[Path], findings.AuditReport]) -> tuple[Path, findings.AuditReport]:
+def release(
+    order: ReleaseRequest, audited: Callable[[Path], findings.AuditReport]
+) -> tuple[Path, findings.AuditReport]:
     """Write the release `out/NAME-VERSION`.
 
     Args:
@@ -88,7 +90,7 @@ def register_of_checkout() -> Path | None:
     return folder if (folder.parent / "pyproject.toml").is_file() else None
 
 
-def _check_inputs(order: ReleaseOrder) -> tuple[Any, lock.Lock | None]:
+def _check_inputs(order: ReleaseRequest) -> tuple[Any, lock.Lock | None]:
     """Verify the inputs and their licence; return contract and lock."""
     files.require_file(order.source / output_names.INDEX, "a folder written by 'sgdata shard'")
     for folder in (order.source, *([order.build] if order.build else []), *order.builds.values()):
@@ -125,7 +127,7 @@ def _base_dataset(folder: Path, contract: Contract) -> str:
 
 
 def _assemble(
-    order: ReleaseOrder,
+    order: ReleaseRequest,
     base_and_lock: tuple[Any, lock.Lock | None],
     folder: Path,
     audited: Callable[[Path], findings.AuditReport],
@@ -278,7 +280,7 @@ def _write_once(path: Path, content: bytes) -> None:
     files.write(path, content)
 
 
-def summary(order: ReleaseOrder, folder: Path) -> dict[str, Any]:
+def summary(order: ReleaseRequest, folder: Path) -> dict[str, Any]:
     """Return the content of `releases/NAME-VERSION.json`; `sha256` is that of the SHA256SUMS of the release."""
     from importlib.metadata import version
 

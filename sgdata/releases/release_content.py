@@ -24,7 +24,7 @@ CC_BY = "https://creativecommons.org/licenses/by/4.0/"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReleaseOrder:
+class ReleaseRequest:
     """Data to release and where to write them.
 
     Attributes:
@@ -82,7 +82,7 @@ class ReleaseContent:
         changes: What changed since the release before.
     """
 
-    order: ReleaseOrder
+    order: ReleaseRequest
     contract: Contract
     card: DatasetCard
     rows: Sequence[Mapping[str, Any]]
@@ -178,7 +178,7 @@ def bounds(rows: Sequence[Mapping[str, Any]]) -> Bounds | None:
     return (west, south, east, north)
 
 
-def own_card(card: DatasetCard, order: ReleaseOrder, locked: Lock | None, *, software: str) -> DatasetCard:
+def own_card(card: DatasetCard, order: ReleaseRequest, locked: Lock | None, *, software: str) -> DatasetCard:
     """Return the card of data that a user made: with the name, citation and page of the release.
 
     Args:
@@ -205,7 +205,7 @@ def own_card(card: DatasetCard, order: ReleaseOrder, locked: Lock | None, *, sof
     )
 
 
-def require_permission(card: DatasetCard, order: ReleaseOrder, *, ours: bool) -> None:
+def require_permission(card: DatasetCard, order: ReleaseRequest, *, ours: bool) -> None:
     """Raise SettingError if the licence of a dataset does not allow passing it on."""
     allowed, private = card.licence.redistribution, order.private
     if (order.cite or order.home) and allowed != "owner" and not ours:

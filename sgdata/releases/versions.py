@@ -9,7 +9,7 @@ from pathlib import Path
 from sgdata import files, output_names, verification
 from sgdata.errors import OutputError, SettingError
 from sgdata.releases import difference
-from sgdata.releases.release_content import ReleaseOrder
+from sgdata.releases.release_content import ReleaseRequest
 
 CHANGES = "changes.json"
 
@@ -28,7 +28,7 @@ def _name_and_version(folder: Path) -> tuple[str, str]:
     return title.removesuffix(f"-{version}"), version
 
 
-def check_previous(folder: Path, order: ReleaseOrder) -> None:
+def check_previous(folder: Path, order: ReleaseRequest) -> None:
     """Check the release that an order follows, before anything is written.
 
     Raises:
@@ -56,7 +56,7 @@ def _numbers(version: str) -> tuple[tuple[int, ...], str]:
     return tuple(parts), version[len(numbers) :] or "~"
 
 
-def describe_changes(order: ReleaseOrder, folder: Path) -> difference.OutputDifference:
+def describe_changes(order: ReleaseRequest, folder: Path) -> difference.OutputDifference:
     """Write `changes.json` into the folder of a release: how its data differ from the release before."""
     assert order.previous
     changes = difference.compare(order.previous, folder)

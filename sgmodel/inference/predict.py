@@ -111,7 +111,7 @@ def main(recipe: PredictRecipe, paths: PredictPaths) -> int:
     return ExitCode.DONE
 
 
-def load(weights: Path, launch: devices.Launch, *, embeddings: bool) -> Predictor:
+def load(weights: Path, launch: devices.Runtime, *, embeddings: bool) -> Predictor:
     """Load the model of a checkpoint folder for prediction.
 
     Args:

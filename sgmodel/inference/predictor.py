@@ -18,7 +18,7 @@ from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
 if TYPE_CHECKING:
-    from sgmodel.devices import Launch
+    from sgmodel.devices import Runtime
 
 SCENES = ("single-label", "multi-label")
 """Tasks in which a whole scene gets one answer."""
@@ -41,7 +41,7 @@ class Predictor:
     model: nn.Module
     contract: Contract
     normalisation: normalise.Normalisation
-    launch: Launch
+    launch: Runtime
     ground_px: int
     px: int
     zoom: float | None

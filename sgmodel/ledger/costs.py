@@ -19,7 +19,7 @@ from sgmodel.data import subset
 from sgmodel.train.program import Mode, Program
 
 if TYPE_CHECKING:
-    from sgmodel.ledger.experiments import DatasetSize, LedgerPaths, LedgerRecipe, Run
+    from sgmodel.ledger.experiments import DatasetSize, LedgerPaths, LedgerRecipe, LedgerRun
     from sgmodel.models.memory import StepMemory
     from sgmodel.models.specs import ModelSpec
 
@@ -42,7 +42,7 @@ class RunCost:
     flops: float
 
 
-def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
+def work(run: LedgerRun, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     """Compute the work of a run from its model, built on the meta device.
 
     Raises:
@@ -59,13 +59,13 @@ def work(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> RunCost:
     return RunCost(parameters=parameters, steps=steps, flops=flops * steps * own.training.batch)
 
 
-def peak_memory(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> int:
+def peak_memory(run: LedgerRun, recipe: LedgerRecipe, paths: LedgerPaths) -> int:
     """Return an upper bound of the bytes that a step of a run takes on one GPU. Raises SettingError as `work`."""
     own, _, case = _case(run, recipe, paths)
     return _memory(*case).total(own.training.division.largest)
 
 
-def _case(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> tuple[Any, Contract | None, _Case]:
+def _case(run: LedgerRun, recipe: LedgerRecipe, paths: LedgerPaths) -> tuple[Any, Contract | None, _Case]:
     """Return the recipe of a run, the contract of its data if they are at hand, and what its model depends on."""
     outline, contract = recipe.data.get(run.data), None
     if run.data in paths.data:
@@ -85,7 +85,9 @@ def _case(run: Run, recipe: LedgerRecipe, paths: LedgerPaths) -> tuple[Any, Cont
     return own, contract, (program, seedless, classes, side)
 
 
-def _samples(run: Run, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: DatasetSize | None) -> int:
+def _samples(
+    run: LedgerRun, recipe: Any, paths: LedgerPaths, contract: Contract | None, outline: DatasetSize | None
+) -> int:
     if contract is None:
         return outline.train if outline else 0
     if run.program == "detect_change":

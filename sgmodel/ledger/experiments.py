@@ -185,7 +185,7 @@ class LedgerPaths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class LedgerRun:
     """One training run.
 
     Attributes:
@@ -204,7 +204,7 @@ class Run:
     recipe: bytes
     data: str
     seed: int
-    after: Run | None = None
+    after: LedgerRun | None = None
 
     @property
     def done(self) -> bool:
@@ -217,7 +217,7 @@ class Run:
         return files.read_plain(self.folder / output_names.RESULTS)
 
     @property
-    def chain(self) -> tuple[Run, ...]:
+    def chain(self) -> tuple[LedgerRun, ...]:
         """Return the runs that this one needs, in order, followed by itself."""
         return (*(self.after.chain if self.after else ()), self)
 
@@ -259,7 +259,7 @@ def figures_of(table: LedgerTable, row: LedgerRow) -> dict[str, published.Publis
     return published.of_model(protocol, row.published)
 
 
-def differences(table: LedgerTable, row: LedgerRow, run: Run, paths: LedgerPaths) -> list[published.Difference]:
+def differences(table: LedgerTable, row: LedgerRow, run: LedgerRun, paths: LedgerPaths) -> list[published.Difference]:
     """Return how the data and settings of a row differ from those of its published figures; none without figures."""
     if not row.published or run.data not in paths.data:
         return []
@@ -293,9 +293,9 @@ def missing_input(table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> Rea
     return None if needed <= set(paths.data) else "data absent"
 
 
-def plan_runs(recipe: LedgerRecipe, table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> tuple[Run, ...]:
+def plan_runs(recipe: LedgerRecipe, table: LedgerTable, row: LedgerRow, paths: LedgerPaths) -> tuple[LedgerRun, ...]:
     """Return the runs of a row, one per dataset and seed. Raises SettingError if a recipe cannot be read."""
-    after: Run | None = None
+    after: LedgerRun | None = None
     file = paths.weights / row.weights if row.weights else None
     for before in row.before:
         after = _run(before.program, before.recipe, before.set, before.data or table.data, file, after, paths)
@@ -319,9 +319,9 @@ def _run(
     changes: tuple[str, ...],
     data: str,
     file: Path | None,
-    after: Run | None,
+    after: LedgerRun | None,
     paths: LedgerPaths,
-) -> Run:
+) -> LedgerRun:
     path = package_data.folder("recipes") / name
     # Read here too, so that an invalid recipe is refused before the first run.
     recipe: Any = files.read(paths.programs[program]().recipe, path, changes)
@@ -342,7 +342,7 @@ def _run(
         words += ["--weights", weights]
     for text in changes:
         words += ["--set", text]
-    return Run(
+    return LedgerRun(
         folder=folder,
         command=(*words, *paths.options),
         program=program,
@@ -363,7 +363,7 @@ def _digest(path: Path) -> str:
 # --- training ------------------------------------------------------------------------------
 
 
-def train_run(run: Run) -> tuple[float, float, str]:
+def train_run(run: LedgerRun) -> tuple[float, float, str]:
     """Train or resume a run in a process of its own, with a log beside its folder.
 
     Returns:

@@ -20,7 +20,7 @@ from sgdata.results import scores_by_distance
 from sgdata.shards import contracts, shard_index
 from sgdata.splits import ground_distance, ground_splits
 from sgmodel.ledger import costs, experiments, paired, published
-from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerTable, Reason, Run
+from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerRun, LedgerTable, Reason
 from sgmodel.ledger.published import PublishedFigure
 
 Figure = dict[str, Any]
@@ -102,7 +102,7 @@ def quoted(which: LedgerTable) -> list[dict[str, Any]]:
     ]
 
 
-def describe(run: Run, *, done: bool) -> dict[str, Any]:
+def describe(run: LedgerRun, *, done: bool) -> dict[str, Any]:
     """Return the folder of a run and the fingerprint of its recipe."""
     folder = f"runs/{run.folder.name}" if done else ""
     return {"folder": folder, "program": run.program, "seed": run.seed, "recipe_sha256": files.sha256(run.recipe)}
@@ -175,7 +175,7 @@ def reasons(row: LedgerRow, figures: dict[str, Figure]) -> list[Reason]:
 
 
 def cost(
-    recipe: LedgerRecipe, runs: Sequence[Run], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
+    recipe: LedgerRecipe, runs: Sequence[LedgerRun], results: Sequence[dict[str, Any]], paths: experiments.LedgerPaths
 ) -> dict[str, Any]:
     """Return the cost of the first seed: parameters, steps and operations, including runs that it starts from."""
     own = costs.work(runs[0], recipe, paths)

@@ -20,7 +20,7 @@ from sgdata.errors import ExitCode
 from sgdata.pages import html
 from sgdata.pages import ledger as shown
 from sgmodel.ledger import costs, experiments, missing_data, report
-from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, Run
+from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, LedgerRun
 
 TIMINGS = output_names.TIMINGS
 
@@ -50,9 +50,9 @@ def main(recipe: LedgerRecipe, paths: LedgerPaths, *, workers: int = 1, cluster:
     return ExitCode.FINDINGS if failed else ExitCode.DONE
 
 
-def possible_runs(recipe: LedgerRecipe, paths: LedgerPaths) -> list[Run]:
+def possible_runs(recipe: LedgerRecipe, paths: LedgerPaths) -> list[LedgerRun]:
     """Return the runs of all rows whose inputs exist, each once, after the runs that it starts from."""
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, LedgerRun] = {}
     for table in recipe.tables:
         for row in table.rows:
             if experiments.missing_input(table, row, paths) is None:
@@ -61,7 +61,7 @@ def possible_runs(recipe: LedgerRecipe, paths: LedgerPaths) -> list[Run]:
     return list(runs.values())
 
 
-def train_missing_runs(runs: Sequence[Run], out: Path, workers: int, cluster: str | None) -> list[str]:
+def train_missing_runs(runs: Sequence[LedgerRun], out: Path, workers: int, cluster: str | None) -> list[str]:
     """Train the missing runs, in groups whose starting weights exist; return the names of those that failed.
 
     Runs that start from a failed one are skipped.
@@ -126,7 +126,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
     for table in recipe.tables:
         yield f"{table.name}  ({table.program} on {table.data}; {', '.join(table.metrics)})"
         for row in table.rows:
-            left: dict[Path, Run] = {}
+            left: dict[Path, LedgerRun] = {}
             wanted = experiments.plan_runs(recipe, table, row, paths)
             for last in wanted:
                 left |= {run.folder: run for run in last.chain if not run.done and run.folder not in counted}

@@ -176,7 +176,7 @@ class PatchEmbed(nn.Module):
 # --- the encoder ---------------------------------------------------------------------------
 
 
-class Parts(Protocol):
+class EncoderModules(Protocol):
     """Modules with the parts of an encoder: an `Encoder`, or one that `adopt` has given them."""
 
     config: EncoderConfig
@@ -236,7 +236,7 @@ class Encoder(nn.Module):
         return out
 
 
-def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+def tokens(parts: EncoderModules, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
     """Encode images into tokens before the final norm, without the class token.
 
     Args:
@@ -253,13 +253,13 @@ def tokens(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tens
     return encode(parts, images, ids_keep)[:, int(parts.config.class_token) :]
 
 
-def encode(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+def encode(parts: EncoderModules, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
     """Encode as `tokens` does, with the class token first if the encoder has one: (N, 1 + L, D)."""
     out: Tensor = parts.blocks(embed(parts, images, ids_keep))
     return out
 
 
-def embed(parts: Parts, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+def embed(parts: EncoderModules, images: Tensor, ids_keep: Tensor | None = None) -> Tensor:
     """Embed images into the input of the first block: patches plus positions, with the class token first if any."""
     patches_NLP = patchify(images, parts.config)
     positions_NLD = positions(parts).expand(len(patches_NLP), -1, -1)
@@ -279,12 +279,12 @@ def ground_means(tokens_NLD: Tensor, config: EncoderConfig) -> Tensor:
     return grid.mean(dim=1).permute(0, 3, 1, 2)
 
 
-def embedding(parts: Parts, images: Tensor) -> Tensor:
+def embedding(parts: EncoderModules, images: Tensor) -> Tensor:
     """Encode images (N, C, H, W) into the mean token of each place after the final norm, (N, D, h, w)."""
     return ground_means(parts.norm(tokens(parts, images)), parts.config)
 
 
-def positions(parts: Parts, prefix: str = "") -> Tensor:
+def positions(parts: EncoderModules, prefix: str = "") -> Tensor:
     """Return the positions (1, L, D) of all tokens: the joint table, or spatial[row, column] + spectral[time, group].
 
     Args:
@@ -313,7 +313,7 @@ def position_rows(config: EncoderConfig) -> dict[str, int]:
 
 
 def adopt(module: nn.Module, encoder: Encoder) -> None:
-    """Add the parts of `encoder` to `module` itself, which shares their weights and becomes one of `Parts`.
+    """Add the parts of `encoder` to `module` itself, which shares their weights and becomes one of `EncoderModules`.
 
     The state-dict keys of the module are then the released ones, without a prefix.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from sgdata.errors import SettingError
 from sgmodel.models import adapt, backbones, spectralgpt, upernet
 from sgmodel.models import encoder as enc
-from sgmodel.models.satmae import GroupVit, SatmaeConfig
+from sgmodel.models.satmae import SatMAE, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
 
 Options = dict[str, int | float | bool | str | tuple[int, ...]]
@@ -86,7 +86,7 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
 
             return random_features.RandomFeatures(bands, **random_features.sizes(recipe.options))
         case "satmae" if recipe.satmae is not None:
-            return GroupVit(recipe.satmae, bands)
+            return SatMAE(recipe.satmae, bands)
         case "timm":
             # Only here, for timm takes seconds to import and SpectralGPT does without it.
             from sgmodel.models.timm_backbone import TimmBackbone

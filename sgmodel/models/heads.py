@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Kind = Literal["classifier", "segmenter", "change"]
 
 
-class Encoded(NamedTuple):
+class EncodedImages(NamedTuple):
     """What a backbone makes of images before anything is trained on top of it if it is frozen.
 
     Attributes:
@@ -57,18 +57,18 @@ class TaskModel(nn.Module):
         self.backbone, self.classes = backbone, classes
         state_keys.store_as(self, self.keys)
 
-    def encode(self, images: Tensor | Encoded) -> Encoded:
+    def encode(self, images: Tensor | EncodedImages) -> EncodedImages:
         """Run the part of the model that is not trained if the backbone is frozen, without gradients in that case.
 
         Args:
             images: Images (N, C, H, W), normalised; or the result of an earlier call, which is returned.
         """
-        if isinstance(images, Encoded):
+        if isinstance(images, EncodedImages):
             return images
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
             vector = self.kind == "classifier"
             parts = [self.backbone.pooled(images)] if vector else self.backbone.encode_maps(images)
-        return Encoded(tuple(parts), (images.shape[-2], images.shape[-1]))
+        return EncodedImages(tuple(parts), (images.shape[-2], images.shape[-1]))
 
 
 class Classifier(TaskModel):
@@ -97,7 +97,7 @@ class Classifier(TaskModel):
         """
         return self.backbone.pooled(images)
 
-    def forward(self, images: Tensor | Encoded) -> Tensor:
+    def forward(self, images: Tensor | EncodedImages) -> Tensor:
         """Score the classes of scenes.
 
         Args:
@@ -148,7 +148,7 @@ class Segmenter(TaskModel):
         self.head = dense_head(backbone, classes, self.head_config)
         self.skip = upernet.shortcut(backbone.bands, classes, self.head_config)
 
-    def forward(self, images: Tensor | Encoded) -> Tensor:
+    def forward(self, images: Tensor | EncodedImages) -> Tensor:
         """Score the classes of every pixel.
 
         Args:
@@ -182,7 +182,7 @@ class ChangeDetector(TaskModel):
         # Of both dates together, not of their difference: what a change is depends on what was there.
         self.skip = upernet.shortcut(2 * backbone.bands, 2, self.head_config)
 
-    def forward(self, before: Tensor | Encoded, after: Tensor | Encoded) -> Tensor:
+    def forward(self, before: Tensor | EncodedImages, after: Tensor | EncodedImages) -> Tensor:
         """Score change between two dates for every pixel.
 
         Args:

@@ -64,7 +64,7 @@ class GroupPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(bands, config.width, config.patch_px, stride=config.patch_px)
 
 
-class GroupVit(backbones.Backbone):
+class SatMAE(backbones.Backbone):
     """SatMAE's encoder: patches of each group, encodings of group and place, a class token, a pre-norm transformer.
 
     Weights are random, encodings sines and cosines.

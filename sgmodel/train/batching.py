@@ -9,7 +9,7 @@ from sgmodel import distributed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Division:
+class BatchDivision:
     """How the samples of one optimizer step pass through the model.
 
     Attributes:
@@ -29,7 +29,7 @@ class Division:
         return -(-self.per_process // self.micro_batches)
 
 
-def divide(batch: int, accumulate: int) -> Division:
+def divide(batch: int, accumulate: int) -> BatchDivision:
     """Divide a batch among the processes of this run.
 
     Args:
@@ -47,4 +47,4 @@ def divide(batch: int, accumulate: int) -> Division:
         more = batch + world - batch % world
         raise SettingError(f"training.batch is {batch} on {world} processes: set training.batch = {more}, a multiple")
     per_process = batch // world
-    return Division(per_process=per_process, micro_batches=min(per_process, -(-accumulate // world)))
+    return BatchDivision(per_process=per_process, micro_batches=min(per_process, -(-accumulate // world)))

@@ -105,7 +105,7 @@ def encode(
     return EncodedSamples(source, gathered)
 
 
-def of_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.Encoded]:
+def of_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.EncodedImages]:
     """Return the features of the images of a batch, of each date its own; empty for a batch with images.
 
     Args:
@@ -117,9 +117,9 @@ def of_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.E
     for name, array in batch.arrays.items():
         if name.startswith(FEATURE):
             dates.setdefault(name.split()[1], []).append(array.to(device, non_blocking=True))
-    return [heads.Encoded(tuple(parts), (px, px)) for parts in dates.values()]
+    return [heads.EncodedImages(tuple(parts), (px, px)) for parts in dates.values()]
 
 
-def _name_parts(encoded: Sequence[heads.Encoded]) -> dict[str, Tensor]:
+def _name_parts(encoded: Sequence[heads.EncodedImages]) -> dict[str, Tensor]:
     """Return the parts of each image as arrays of a batch, named by the number of the image and of the part."""
     return {f"{FEATURE} {n} {m}": part for n, image in enumerate(encoded) for m, part in enumerate(image.parts)}

@@ -44,7 +44,7 @@ class NotFiniteError(SgdataError):
         self.step = step
 
 
-class Figures(NamedTuple):
+class StepMetrics(NamedTuple):
     """Figures of a step.
 
     Attributes:
@@ -56,7 +56,7 @@ class Figures(NamedTuple):
     grad_norm: float | None
 
 
-class Result:
+class StepResult:
     """Figures of a step on their way from the device, which is not waited for until they are read.
 
     Args:
@@ -67,17 +67,17 @@ class Result:
         waited_s: Seconds that reading has waited for the device.
     """
 
-    def __init__(self, figures: Tensor, read: Callable[[list[float]], Figures]) -> None:
+    def __init__(self, figures: Tensor, read: Callable[[list[float]], StepMetrics]) -> None:
         self._read, self._figures = read, figures
         self._event: torch.cuda.Event | None = None
-        self._known: Figures | None = None
+        self._known: StepMetrics | None = None
         self.waited_s = 0.0
         if figures.is_cuda:
             self._figures = torch.empty_like(figures, device="cpu", pin_memory=True).copy_(figures, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
 
-    def read(self) -> Figures:
+    def read(self) -> StepMetrics:
         """Wait for the step and return its figures. Raises NotFiniteError."""
         if self._known is None:
             began = time.perf_counter()
@@ -103,7 +103,7 @@ class Step:
     """
 
     index: int
-    result: Result
+    result: StepResult
     failed: Tensor
     lr: float
     images: int
@@ -112,7 +112,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Updates:
+class UpdateSettings:
     """How gradients become new weights.
 
     Attributes:
@@ -135,7 +135,7 @@ class Updates:
 
 
 def steps(
-    objective: Objective, source: Iterable[Batch], updates: Updates, launch: devices.Launch, *, first: int = 0
+    objective: Objective, source: Iterable[Batch], updates: UpdateSettings, launch: devices.Runtime, *, first: int = 0
 ) -> Iterator[Step]:
     """Take one optimizer step per batch.
 
@@ -188,8 +188,8 @@ def steps(
 
 
 def _update(
-    objective: Objective, batch: Batch, updates: Updates, launch: devices.Launch, index: int, failed: Tensor
-) -> tuple[float, Result, Tensor]:
+    objective: Objective, batch: Batch, updates: UpdateSettings, launch: devices.Runtime, index: int, failed: Tensor
+) -> tuple[float, StepResult, Tensor]:
     """Start the step of a batch; return its learning rate, its result, and whether it or one before has failed."""
     torch.manual_seed((updates.seed << 32) + index * distributed.world_size() + distributed.rank())
     lr, optimizer, scaler = updates.schedule(index), updates.optimizer, updates.scaler
@@ -206,16 +206,16 @@ def _update(
     optimizer.step()
     _update_scale(scaler, failed)
 
-    def read(values: list[float]) -> Figures:
+    def read(values: list[float]) -> StepMetrics:
         *means, norm = values
         terms = dict(zip(names, means, strict=True))
         finite = math.isfinite(norm)
         if not all(map(math.isfinite, means)) or not (finite or scaled):
             message = f"step {index}: loss {terms['loss']}, gradient norm {norm}"
             raise NotFiniteError(_describe_not_finite(objective, batch, launch, message), index)
-        return Figures(terms, norm if finite else None)
+        return StepMetrics(terms, norm if finite else None)
 
-    return lr, Result(figures, read), failed
+    return lr, StepResult(figures, read), failed
 
 
 def _update_scale(scaler: torch.amp.GradScaler, failed: Tensor) -> None:
@@ -251,7 +251,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _gradients(
-    objective: Objective, batch: Batch, updates: Updates, launch: devices.Launch
+    objective: Objective, batch: Batch, updates: UpdateSettings, launch: devices.Runtime
 ) -> tuple[list[str], Tensor]:
     """Compute the gradients of the mean loss of the global batch, micro-batch by micro-batch.
 
@@ -302,7 +302,7 @@ def _terms(objective: Objective, micro_batch: Batch) -> dict[str, Tensor]:
         ) from None
 
 
-def _describe_not_finite(objective: Objective, batch: Batch, launch: devices.Launch, message: str) -> str:
+def _describe_not_finite(objective: Objective, batch: Batch, launch: devices.Runtime, message: str) -> str:
     """Return one line that names the samples whose own loss is not finite, or says that there are none."""
     # One sample at a time: all ranks have the same number, and with FSDP each pass needs all ranks.
     keys: list[str] = []

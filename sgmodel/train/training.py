@@ -80,7 +80,7 @@ class TrainingRecipe:
             batching.divide(self.batch, self.accumulate)
 
     @property
-    def division(self) -> batching.Division:
+    def division(self) -> batching.BatchDivision:
         """Return how the batch is divided among processes and parts."""
         return batching.divide(self.batch, self.accumulate)
 
@@ -103,7 +103,7 @@ class TrainingSetup(Generic[R]):
     contract: Contract
     band_indices: list[int] | None
     normalisation: normalise.Normalisation
-    launch: devices.Launch
+    launch: devices.Runtime
 
     @property
     def classes(self) -> int:
@@ -192,8 +192,8 @@ class TrainingTask:
     model: nn.Module
     objective: loop.Objective
     source: loader.SampleSource
-    launch: devices.Launch
-    updates: loop.Updates
+    launch: devices.Runtime
+    updates: loop.UpdateSettings
     total: int
     card: ModelCard
     meter: devices.Meter
@@ -239,7 +239,7 @@ def prepare_task(
         cuda_graphs=training.cuda_graphs,
         recompute=training.recompute,
     )
-    updates = loop.Updates(
+    updates = loop.UpdateSettings(
         forward=forward,
         optimizer=optim.adamw(model, training.optimizer),
         schedule=optim.schedule(training.optimizer, steps_per_epoch=epoch, total=total),

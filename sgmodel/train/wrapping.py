@@ -15,7 +15,7 @@ from sgmodel.models import transformer
 
 def wrap(
     model: nn.Module,
-    launch: devices.Launch,
+    launch: devices.Runtime,
     parallel: distributed.Parallel,
     *,
     compiled: bool,
