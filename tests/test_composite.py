@@ -154,7 +154,7 @@ def test_dates_that_are_not_usable_are_never_seen(method: rules.Method) -> None:
         return
     days = (day("2019-06-20"), day("2019-07-01"))
     stack = rules.TileStack(
-        dn=dn, looks=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
+        dn=dn, mask_scores=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
     )
     index, score = rule.kernel(stack, composite)
     assert (index[0, 0], score[0, 0]) == (NO_VALUE, NO_VALUE)
@@ -176,7 +176,7 @@ def test_every_rule_gives_pixels(method: rules.Method) -> None:
         return
     days = (day("2019-06-20"), day("2019-07-01"))
     stack = rules.TileStack(
-        dn=dn, looks=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
+        dn=dn, mask_scores=clear_scores, clear_scores=clear_scores, usable=clear_scores > 0, days=days, mask_gsd_m=20
     )
     index, score = rule.kernel(stack, composite)
     assert (index < 2).all() and (score < NO_VALUE).all()

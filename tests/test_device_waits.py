@@ -47,7 +47,7 @@ class Unread(loop.StepResult):
 
 @pytest.fixture
 def on_meta(monkeypatch: pytest.MonkeyPatch) -> OnMeta:
-    monkeypatch.setattr(loop, "Result", Unread)
+    monkeypatch.setattr(loop, "StepResult", Unread)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
     monkeypatch.setattr(adam, "_device_dtype_check_for_fused", lambda *args, **kwargs: None)
     return OnMeta(device=torch.device("meta"), precision="fp32")

@@ -216,7 +216,8 @@ def test_modules_have_no_cycle_even_inside_functions() -> None:
 
 def test_imports_stay_shallow() -> None:
     deepest = max(MODULES, key=depth)
-    # 2 above the target of 8: openers of scene files, one module each, and the reader of ranges below one of them.
+    # 4 above the target of 8: openers of scene files, one module each, the reader of ranges below them, and the cells
+    # that winners are computed for above.
     assert depth(deepest) <= 12, f"{deepest} is at the end of a chain of {depth(deepest)} imports: cut one edge of it"
     mean = sum(len(reach(module)) for module in MODULES) / len(MODULES)
     # The target is 8; the training programs, each of which needs some forty modules, are what exceeds it.
@@ -224,8 +225,9 @@ def test_imports_stay_shallow() -> None:
     # checks with. Another 0.3 for scoring by the maps of prediction and for early stopping, and 0.3 for reducing
     # tokens and counting FLOPs, which every program needs; 0.3 for frozen features, detectors of pixels and the
     # distance of scored samples, 0.5 for the names of output files in a module of their own, and 0.3 for several
-    # places, names of data and progress of long jobs; 0.6 for openers of scene files and modules that were split.
-    assert mean <= 15, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # places, names of data and progress of long jobs; 0.6 for openers of scene files and modules that were split;
+    # 0.5 for cells and kept headers.
+    assert mean <= 13.4, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

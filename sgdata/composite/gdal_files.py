@@ -13,10 +13,10 @@ from functools import partial
 from rasterio.io import DatasetReader
 
 from sgdata import urls
-from sgdata.composite import cloud_masks, remote_tiffs, scene_files
+from sgdata.composite import cloud_masks, scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff, grids
+from sgdata.rasters import gdal_requests, geotiff, grids
 from sgdata.remote import identity, ranges
 from sgdata.remote.access import access_of
 from sgdata.scenes import signing
@@ -63,7 +63,7 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
 def _is_mostly_needed(dataset: DatasetReader, window: Window, href: str) -> bool:
     """Return whether most tiles of a remote JPEG 2000 file are needed, by requests that no setting changes."""
-    if not dataset.driver.startswith("JP2") or not remote_tiffs.can_request(href):
+    if not dataset.driver.startswith("JP2") or not gdal_requests.can_request(href):
         return False
     height, width = dataset.block_shapes[0]
     rows = -(-(window.row + window.height) // height) - window.row // height
@@ -74,7 +74,7 @@ def _is_mostly_needed(dataset: DatasetReader, window: Window, href: str) -> bool
 
 def _fetch(request: WindowRequest, href: str) -> bytes | None:
     """Return a file on a server; None if it is too large, or its server gives no ranges. Raises SourceError."""
-    access, retries = request.access or access_of(href), remote_tiffs.retries()
+    access, retries = request.access or access_of(href), gdal_requests.retries()
     sign = signing.signer(request.asset.href, request.tokens)
     try:
         opened = ranges.open_file(href, access, first_bytes=FIRST_BYTES, retries=retries, sign=sign)

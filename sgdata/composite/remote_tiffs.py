@@ -15,9 +15,9 @@ from sgdata import urls
 from sgdata.composite import scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
-from sgdata.rasters import block_tables, blocks, geotiff
+from sgdata.rasters import block_tables, blocks, gdal_requests, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import identity, kept_headers, object_stores, ranges, retry
+from sgdata.remote import identity, kept_headers, ranges, retry
 from sgdata.remote.access import access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 from sgdata.scenes import signing
@@ -25,31 +25,11 @@ from sgdata.types import Array, Window
 
 AHEAD_BYTES = 3 << 25
 """Bytes of all files that are requested before their pixels are used, beside the range that each file waits for."""
-CUSTOM = (
-    *("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_AUTH", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"),
-    *("GDAL_HTTP_COOKIE", "GDAL_HTTP_COOKIEFILE", "GDAL_HTTP_PROXY", "GDAL_HTTPS_PROXY", "GDAL_HTTP_PROXYUSERPWD"),
-    *("GDAL_HTTP_UNSAFESSL", "GDAL_HTTP_SSLCERT", "GDAL_HTTP_SSLKEY", "GDAL_HTTP_CAPATH"),
-    *("GDAL_HTTP_NETRC_FILE", "CPL_CURL_GZIP", "GDAL_HTTP_USERAGENT", "CPL_VSIL_CURL_USE_HEAD"),
-)
-"""Settings of GDAL with which a user wants requests of another kind: all files are left to it."""
 
 
 def can_read(href: str) -> bool:
     """Return whether an address may be that of a file for this reader: its layout is known only once it is open."""
-    return not href.partition("?")[0].lower().endswith(".jp2") and can_request(href)
-
-
-def can_request(href: str) -> bool:
-    """Return whether files at an address are requested as GDAL would: no setting of its changes requests."""
-    from rasterio._env import get_gdal_config
-    from requests.utils import get_netrc_auth
-
-    return (
-        href.startswith(("http://", "https://", "s3://"))
-        and not any(get_gdal_config(name) is not None for name in CUSTOM)
-        and object_stores.can_read(href)
-        and get_netrc_auth(href) is None
-    )
+    return not href.partition("?")[0].lower().endswith(".jp2") and gdal_requests.can_request(href)
 
 
 @contextmanager
@@ -101,23 +81,12 @@ class _Opened:
     retries: Retries
 
 
-def retries() -> Retries:
-    """Return how often requests are repeated: as often as GDAL's, by the same settings."""
-    from rasterio._env import get_gdal_config
-
-    def setting(name: str) -> float:
-        chosen = get_gdal_config(name)
-        return float(geotiff.READING[name] if chosen is None else chosen)
-
-    return Retries(count=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))
-
-
 # --- header --------------------------------------------------------------------------------
 
 
 def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     """Return a file with its header, as an earlier run kept it or from its server."""
-    access, tries = request.access or access_of(href), retries()
+    access, tries = request.access or access_of(href), gdal_requests.retries()
     kept = request.headers and kept_headers.path_of(request.headers, href)
     sign = signing.signer(request.asset.href, request.tokens)
     if kept is not None and (known := kept_headers.read(kept, href, access, sign)) is not None:
