@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shutil
+import threading
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -251,8 +252,8 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, since a rename is atomic only within a file system; hidden, so that globs do not match it;
-    # with the process id, since two processes may write the same cache entry.
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    # with process and thread, since two may write the same cache entry.
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}-{threading.get_native_id()}")
     try:
         with writing(path):
             yield temporary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import multiprocessing
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +124,21 @@ def test_plain_accepts_numpy_scalars_and_dataclasses() -> None:
         "b": {"method": "medoid", "rate": 1.0},
         "c": [1, "x"],
     }
+
+
+def test_threads_that_write_one_file_do_not_take_each_others_temporary(tmp_path: Path) -> None:
+    together = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        with files.replacing(tmp_path / "a", durable=False) as temporary:
+            together.wait()
+            temporary.write_bytes(bytes([number]) * 9)
+            together.wait()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(set((tmp_path / "a").read_bytes())) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_replacing_leaves_the_old_file_when_writing_fails(tmp_path: Path) -> None:
