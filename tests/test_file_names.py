@@ -239,7 +239,7 @@ def is_own(node: ast.expr) -> bool:
     if isinstance(node, ast.Call):
         if ast.unparse(node.func).endswith("path.name.replace"):
             return all(is_own(argument) for argument in node.args)
-        return ast.unparse(node.func).endswith(("file_name", "sha256", "getpid"))
+        return ast.unparse(node.func).endswith(("file_name", "sha256", "getpid", "get_native_id"))
     if isinstance(node, ast.Name | ast.Attribute):
         # A constant of a module, or the name of a file that already has one.
         name = node.attr if isinstance(node, ast.Attribute) else node.id
