@@ -164,7 +164,7 @@ def select(
     job = tiles.CompositeJob(
         grid=grid, bands=recipe.bands, kernel=recipe.resampling, settings=settings, scenes=scenes, folder=paths.out
     )
-    winners = needed_cells.find_winners(job, paths.tile_px, paths.run)
+    winners = tiles.find_winners(job, paths.tile_px, paths.run)
     return _missing(
         build_lock, {n: dict.fromkeys(recipe.bands, cells.join(won)) for n, won in winners.items()}, candidates
     )

@@ -49,13 +49,7 @@ def open_local_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         with _readable(href) as handle:
             opened = _open(handle, shown)
             table = opened.table
-            dtype = np.dtype(table.dtype).name
-            header = geotiff.Header(grid=table.grid, dtype=dtype, nodata=table.nodata, bands=1)
-            scene_files.choose_band(request, [1])
-            scene_files.check(request, header)
-            grid, window = scene_files.find_window(request, header, geographic=False)
-            if window is None:
-                raise OtherLayoutError("pixels of another CRS")
+            grid, window = scene_files.locate_blocks(request, table)
             row, col = window.row, window.col
 
             def read(part: Window) -> Iterator[Array]:
@@ -64,6 +58,7 @@ def open_local_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
             strips = partial(scene_files.one_by_one, read)
             block = scene_files.block_at(window, table.block)
+            dtype = np.dtype(table.dtype).name
             yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=identified)
     except blocks.DamagedBlockError as error:
         raise SourceError(f"{shown}: cannot be read: {error}; fetch it again or leave it out") from error

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from sgdata.composite import cells, kernels, scene_staging, tiles
+from sgdata.composite import cells, kernels, scene_staging
 from sgdata.composite.cells import Cells
 from sgdata.composite.rules import CompositeSettings
 from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
@@ -234,19 +232,3 @@ def _choose_tested(eligible: Array, wanted: Array) -> Array:
     tested = np.zeros(eligible.size, np.bool_)
     tested[order] = (before < TEST_PIXELS) & (eligible.ravel()[order] > 0)
     return tested.reshape(eligible.shape)
-
-
-def find_winners(job: tiles.CompositeJob, max_side: int, run: Callable[..., Iterable[Any]]) -> dict[int, Cells]:
-    """Return, by position, the cells where a scene has the best score at some pixel, by the bands that are read.
-
-    Args:
-        job: The composite.
-        max_side: Greatest side of a tile.
-        run: `run(task, items)` yields the result of each item.
-    """
-    over = cells.over(job.grid.bounds)
-    found = np.zeros((len(job.scenes), *over.included.shape), np.bool_)
-    windows = grids.cut_tiles(job.grid.shape, *tiles.tile_shape(job, max_side))
-    for won in run(partial(tiles.won_cells, job), windows):
-        found |= won
-    return {n: over.choose(cell) for n, cell in enumerate(found) if cell.any()}

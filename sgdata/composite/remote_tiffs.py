@@ -15,7 +15,7 @@ from sgdata import urls
 from sgdata.composite import scene_files
 from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
-from sgdata.rasters import block_tables, blocks, gdal_requests, geotiff
+from sgdata.rasters import block_tables, blocks, gdal_requests
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
 from sgdata.remote import identity, kept_headers, ranges, retry
 from sgdata.remote.access import access_of, check_host
@@ -44,13 +44,7 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     try:
         opened = _open(request, href, shown)
         table = opened.table
-        dtype = np.dtype(table.dtype).name
-        header = geotiff.Header(grid=table.grid, dtype=dtype, nodata=table.nodata, bands=1)
-        scene_files.choose_band(request, [1])
-        scene_files.check(request, header)
-        grid, window = scene_files.find_window(request, header, geographic=False)
-        if window is None:
-            raise OtherLayoutError("pixels of another CRS")
+        grid, window = scene_files.locate_blocks(request, table)
         row, col = window.row, window.col
 
         def strips(parts: Iterable[Window]) -> Iterator[tuple[Window, Array]]:
@@ -62,7 +56,7 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         about = opened.file
         # Of files in buckets pixels are compared, as `identity.identify_address` says.
         source = identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
-        yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=source)
+        yield SceneFile(grid=grid, dtype=np.dtype(table.dtype).name, block=block, strips=strips, identity=source)
     except ranges.ChangedError as error:
         if request.headers:
             kept_headers.path_of(request.headers, href).unlink(missing_ok=True)

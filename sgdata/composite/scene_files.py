@@ -11,19 +11,19 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sgdata import limits
 from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, resample
+from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
+from sgdata.rasters.geotiff import Header
 from sgdata.remote.access import Access
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Bounds, Grid, Window
-
-if TYPE_CHECKING:
-    from sgdata.rasters.geotiff import Header
 
 MARGIN_PX = 2
 """The cubic kernel reads two coarse pixels beyond the area; pixels at its edge must not depend on where it ends."""
@@ -121,6 +121,22 @@ def find_window(request: WindowRequest, header: Header, *, geographic: bool) -> 
     # As in scenes of the area's own zone, edges are multiples of the pixel size.
     endless = Grid(crs=request.crs, origin=(0.0, 0.0), gsd_m=gsd, shape=(0, 0))
     return grids.crop(endless, grids.find_window(endless, request.bounds, margin=margin)), None
+
+
+def locate_blocks(request: WindowRequest, table: BlockTable) -> tuple[Grid, Window]:
+    """Compare a file that is read by blocks with its item; return the grid of the pixels to stage, and their window.
+
+    Raises:
+        OtherLayoutError: The pixels must be warped, which is left to GDAL.
+        SourceError: The file differs from its item, or its pixels are too small or too large.
+    """
+    header = Header(grid=table.grid, dtype=np.dtype(table.dtype).name, nodata=table.nodata, bands=1)
+    choose_band(request, [1])
+    check(request, header)
+    grid, window = find_window(request, header, geographic=False)
+    if window is None:
+        raise OtherLayoutError("pixels of another CRS")
+    return grid, window
 
 
 def block_at(window: Window, shape: tuple[int, int]) -> Window:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sgdata import reuse
 from sgdata.composite import cells, cloud_masks, kernels, rules, window_staging
+from sgdata.composite.cells import Cells
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.rasters import grids, resample
@@ -144,6 +147,22 @@ def won_cells(job: CompositeJob, window: Window) -> Array:
         index, _ = rule.kernel(stack, job.settings)
         kernels.mark_winners(index, *cells.positions(over, grids.crop(job.grid, window)), found)
     return found
+
+
+def find_winners(job: CompositeJob, max_side: int, run: Callable[..., Iterable[Any]]) -> dict[int, Cells]:
+    """Return, by position, the cells where a scene has the best score at some pixel, by the bands that are read.
+
+    Args:
+        job: The composite.
+        max_side: Greatest side of a tile.
+        run: `run(task, items)` yields the result of each item.
+    """
+    over = cells.over(job.grid.bounds)
+    found = np.zeros((len(job.scenes), *over.included.shape), np.bool_)
+    windows = grids.cut_tiles(job.grid.shape, *tile_shape(job, max_side))
+    for won in run(partial(won_cells, job), windows):
+        found |= won
+    return {n: over.choose(cell) for n, cell in enumerate(found) if cell.any()}
 
 
 def _valid_count(job: CompositeJob, window: Window, stack: rules.TileStack) -> Array:

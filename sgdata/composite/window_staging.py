@@ -174,15 +174,14 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
             yield stack.enter_context(zarr_files.open_zarr(request, href))
             return
-        if remote_tiffs.can_read(href):
+        for can_read, open_tiff in (
+            (remote_tiffs.can_read, remote_tiffs.open_remote_tiff),
+            (local_tiffs.can_read, local_tiffs.open_local_tiff),
+        ):
+            if not can_read(href):
+                continue
             try:
-                yield stack.enter_context(remote_tiffs.open_remote_tiff(request, href))
-                return
-            except OtherLayoutError as error:
-                log.debug("%s: has %s, which is read by GDAL", request.name, error)
-        elif local_tiffs.can_read(href):
-            try:
-                yield stack.enter_context(local_tiffs.open_local_tiff(request, href))
+                yield stack.enter_context(open_tiff(request, href))
                 return
             except OtherLayoutError as error:
                 log.debug("%s: has %s, which is read by GDAL", request.name, error)
