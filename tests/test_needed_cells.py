@@ -17,6 +17,7 @@ from sgdata.builds import build_recipe, fetch, pipeline
 from sgdata.composite import cells, rules, scene_files, staged_pixels, tiles, window_staging
 from sgdata.composite.cells import CELL_M, Cells
 from sgdata.errors import SettingError, SourceError
+from sgdata.output_names import PROVENANCE_BANDS
 from sgdata.rasters import grids
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
@@ -163,6 +164,40 @@ def test_pixels_are_those_of_whole_windows(method: rules.Method, tmp_path: Path)
     assert rebuilt.items == built.items
     with pytest.raises(SourceError, match="B05.tif: cannot be read: block"):
         composite(chosen, stac, tmp_path / "d", replace(built, format=lock.WHOLE_WINDOWS))
+
+
+def granules(folder: Path) -> Path:
+    """Four passes in two granules that overlap: clouds by patches, ends of the swath, holes in single bands."""
+    rng, scenes = np.random.default_rng(1), []
+    for day in ("2019-07-01", "2019-07-06", "2019-07-16", "2019-09-20"):
+        for tile, shift_m in (("32UPU", -1920.0), ("32UPV", 960.0)):
+            patches = rng.choice([4, 5, 9, 9, 3], (SIDE // 96, SIDE // 96)).astype(np.uint8)
+            classes = patches.repeat(48, axis=0).repeat(48, axis=1)
+            classes[:, int(rng.integers(150, SIDE)) :] = 0
+            layers = {"SCL": (classes, 20.0)}
+            for band in BANDS:
+                side = SIDE * 10 // BAND[band].gsd_m
+                pixels = rng.integers(200, 900, (side, side)).astype(np.uint16)
+                pixels[:15, : int(rng.integers(side))] = 0
+                pixels[classes.repeat(2, axis=0).repeat(2, axis=1)[:: SIDE // side, :: SIDE // side] == 0] = 0
+                layers[band] = (pixels, float(BAND[band].gsd_m))
+            name = f"S2A_{tile}_{day.replace('-', '')}_0_L2A"
+            origin = (GRID.origin[0] + shift_m, GRID.origin[1])
+            scenes.append(Wrapped(id=name, time=f"{day}T10:00:00Z", layers=layers, block=BLOCK, origin=origin))
+    return wrap(folder, scenes)
+
+
+@pytest.mark.parametrize("method", ["bap", "median"])
+def test_overlapping_granules_give_the_pixels_of_whole_windows(method: rules.Method, tmp_path: Path) -> None:
+    stac = granules(tmp_path / "archive")
+    own, built = composite(recipe(method), stac, tmp_path / "a")
+    whole, _ = composite(recipe(method), stac, tmp_path / "b", as_plan(built, lock.WHOLE_WINDOWS))
+    assert len({item.scene.overpass for item in built.items}) < len(built.items)
+    assert any(item.cells for item in built.items)
+    # Holes that the classification does not show are not counted where a scene is not read.
+    counts = len(BANDS) + PROVENANCE_BANDS.index("valid_count")
+    assert (own[counts] >= whole[counts]).all() and (method == "bap" or (own[counts] == whole[counts]).all())
+    np.testing.assert_array_equal(np.delete(own, counts, 0), np.delete(whole, counts, 0))
 
 
 def damage(stac: Path, name: str, band: str, col: int) -> None:
