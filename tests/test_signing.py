@@ -28,8 +28,8 @@ FILES = 24
 class Service:
     """A token service, and files that only its newest token opens, for `good_for` requests; some files never."""
 
-    def __init__(self, good_for: int, forbidden: str = "-") -> None:
-        self.good_for, self.forbidden, self.lock = good_for, forbidden, threading.Lock()
+    def __init__(self, good_for: int, forbidden: str = "-", minutes: int = 45) -> None:
+        self.good_for, self.forbidden, self.minutes, self.lock = good_for, forbidden, minutes, threading.Lock()
         self.issued, self.used, self.statuses = 0, 0, Counter[int]()
 
     def __call__(self, handler: Files, content: bytes) -> bool:
@@ -37,7 +37,7 @@ class Service:
         with self.lock:
             if path.startswith("/token/"):
                 self.issued, self.used = self.issued + 1, 0
-                until = (datetime.now(UTC) + timedelta(minutes=45)).isoformat()
+                until = (datetime.now(UTC) + timedelta(minutes=self.minutes)).isoformat()
                 handler.give(200, json.dumps({"token": f"sig=n{self.issued}", "msft:expiry": until}).encode())
                 return True
             self.used += token == str(self.issued)
@@ -64,16 +64,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def request_for(number: int, folder: Path, url: str) -> WindowRequest:
+    return WindowRequest(
+        name=f"{number}", asset=Asset(href=f"{url}/box/{number}.tif"), crs="EPSG:32632",
+        bounds=(600000.0, 5397440.0, 602560.0, 5400000.0), target=folder / f"{number}", tokens=f"{url}/token",
+    )  # fmt: skip
+
+
 def stage_all(folder: Path, url: str) -> list[str | SourceError]:
     """Stage all files at once; return the hash of each, or its error."""
 
     def stage(number: int) -> str | SourceError:
-        request = WindowRequest(
-            name=f"{number}", asset=Asset(href=f"{url}/box/{number}.tif"), crs="EPSG:32632",
-            bounds=(600000.0, 5397440.0, 602560.0, 5400000.0), target=folder / f"{number}", tokens=f"{url}/token",
-        )  # fmt: skip
         try:
-            return window_staging.stage(request).sha256
+            return window_staging.stage(request_for(number, folder, url)).sha256
         except SourceError as error:
             return error
 
@@ -100,3 +103,12 @@ def test_a_file_that_no_token_opens_is_refused_by_name(folder: Path) -> None:
     assert [number for number, result in enumerate(found) if isinstance(result, SourceError)] == [7]
     assert "7.tif: cannot be read: HTTP response code 403" in str(found[7])
     assert service.issued <= 10
+
+
+def test_tokens_that_are_always_about_to_expire_end_by_name(folder: Path) -> None:
+    """As those of a service whose clock differs: each request has a new one."""
+    service = Service(1000, forbidden="/box/", minutes=-5)
+    refused = pytest.raises(SourceError, match=r"0\.tif: cannot be read: HTTP response code 403")
+    with served.serving(folder, service) as server, refused:
+        window_staging.stage(request_for(0, folder, server.url))
+    assert service.issued <= 200

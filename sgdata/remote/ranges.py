@@ -41,7 +41,9 @@ UNSIGNED = frozenset({401, 403})
 FINAL = UNSIGNED | {404, 410}
 """Answers to a first request that no other client gets changed."""
 RENEWALS = 2
-"""Signatures that one request renews; those that other requests renew meanwhile are not counted."""
+"""Signatures that one request renews; those that other requests renew meanwhile are not counted among them."""
+MOST_REPLACED = 20
+"""Signatures of others that one request tries: a service whose clock differs gives a new one each time."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -189,7 +191,7 @@ def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign:
         SourceError: The tries are used up.
     """
     limit = host_limits.of_host("{}://{}".format(*urlsplit(url)[:2]))
-    failures, failed, wait, renewals = 0, False, retries.wait_s, 0
+    failures, failed, wait, renewals, replaced = 0, False, retries.wait_s, 0, 0
     while True:
         address = sign("") if sign else url
         before = limit.answers
@@ -206,12 +208,16 @@ def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign:
         except retry.RefusedError as error:
             if sign is None or error.status not in UNSIGNED:
                 raise
-            if sign("") == address:  # else another request has renewed the signature since
-                error.renewals = renewals
-                if renewals == RENEWALS:
+            error.renewals = max(renewals, replaced)
+            if sign("") != address:  # another request has renewed the signature since
+                replaced += 1
+                if replaced > MOST_REPLACED:
                     raise
-                renewals += 1
-                sign(address)
+                continue
+            if renewals == RENEWALS:
+                raise
+            renewals += 1
+            sign(address)
             continue
         except FailedError as error:
             failed = True

@@ -23,6 +23,8 @@ RETRY = retry.RetryPolicy(tries=6, wait_s=2.0)  # a minute in all
 TIMEOUT_S = 30
 SPARE_S = 120
 """Tokens that expire within this time are renewed, because reading a file takes time."""
+MOST_REPLACED = 20
+"""Replaced tokens of one file after which failures count: where clocks differ, each request gets a new one."""
 
 
 def service(provider: str, href: str) -> str:
@@ -93,13 +95,14 @@ def call(
     def attempt() -> T:
         nonlocal signed
         signed = sign(href, tokens, failed=signed)
-        while True:
+        for _ in range(MOST_REPLACED):
             try:
                 return operation(signed)
             except Exception as error:
                 if not retry_on(error) or _has_renewed(error) or (newest := sign(href, tokens)) == signed:
                     raise
                 signed = newest
+        return operation(signed)
 
     return retry.call(attempt, policy, retry_on=retry_on)
 
