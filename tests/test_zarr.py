@@ -666,3 +666,19 @@ def test_windows_in_a_bucket(scene: Path, bounds: Bounds, tmp_path: Path, monkey
         assert not window_staging.stage(
             request(f"s3://bucket/{store.name}/{path}", bounds, tmp_path / "u")
         ).pixels.any()
+
+
+def test_no_chunk_is_loaded_after_one_failed() -> None:
+    array = zarr_metadata.ZarrArray(shape=(1, 2), chunks=(1, 1), dtype="<u2", fill=0, codecs=())
+    reader = zarr_chunks.ChunkReader(array=array, folder=Folder(href="http://127.0.0.1/a.zarr/b"))
+    loaded = []
+
+    def load(place: tuple[int, int]) -> None:
+        if place == (0, 0):
+            raise SourceError("lost")
+        time.sleep(0.2)
+        loaded.append(place)
+
+    with pytest.raises(SourceError, match="lost"):
+        reader._for_each([(0, 0), (0, 1)], load)
+    assert loaded == [(0, 1)]

@@ -6,6 +6,7 @@ import bisect
 import math
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -159,8 +160,9 @@ class ChunkReader:
     def _for_each(self, places: Collection[tuple[int, int]], load: Callable[[tuple[int, int]], object]) -> None:
         """Load something of several chunks; remote ones at a time, within the limits of their host."""
         if "://" in self.folder.href and len(places) > 1:
-            # All have ended before an error is raised: nothing is loaded behind the caller's back.
-            for done in [ranges.fetchers().submit(load, place) for place in places]:
+            loading = [ranges.fetchers().submit(load, place) for place in places]
+            wait(loading)  # before an error is raised, so that nothing goes on loading into a reader that was given up
+            for done in loading:
                 done.result()
 
     def _open_all(self, window: Window) -> None:
