@@ -24,9 +24,9 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # and its products in the simulator (200), shards without sample hashes (250), linear layers on CPUs (100), composites
 # from cells of scenes (550), GeoTIFFs on disks (130), kept headers of Zarr and renewed signatures (350), and mask
 # tokens that a batch shares (100).
-BUDGETS = {"sgdata": 20_750, "sgmodel": 9_270, "simulation and demo": 2_510}
+BUDGETS = {"sgdata": 21_500, "sgmodel": 9_900, "simulation and demo": 2_510}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 25
+EDIT_REACH = 27
 
 
 def code_lines(path: Path) -> int:
