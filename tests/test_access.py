@@ -37,7 +37,7 @@ OPENERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("geopandas.read_file", "fiona.open", "shapely.from_geojson"), ("sgdata.rasters.vectors",)),
     **dict.fromkeys(("httpx.get", "httpx.Client", "http.client.HTTPConnection"), ()),
     # By one driver, after Pillow read the sizes; written by this project itself; opened by geotiff.open_raster.
-    "MemoryFile": ("sgdata.rasters.small_jpeg", "sgdata.composite.zarr_files", "sgdata.composite.gdal_files"),
+    "MemoryFile": ("sgdata.rasters.small_jpeg", "sgdata.staging.zarr_files", "sgdata.staging.gdal_files"),
 }
 """Calls that open a raster, a vector file or a connection, and the modules that may contain them."""
 

@@ -17,10 +17,10 @@ from rasterio.transform import from_origin
 from stac_wrap import COLLECTION, wrap
 from test_stac import scene
 
-from sgdata.composite import cloud_masks, scene_files, window_staging
 from sgdata.errors import SourceError
 from sgdata.scenes import parse_items
-from sgdata.scenes.types import Asset
+from sgdata.scenes.types import MASK_NODATA, Asset
+from sgdata.staging import scene_files, window_staging
 from sgdata.types import Array, Bounds
 
 WEST, NORTH = 600000.0, 5400000.0
@@ -124,7 +124,7 @@ def test_masks_and_alpha_inside_files_count(tmp_path: Path, kind: str, crs: str,
         others = [plane(5, dtype), values, *(plane(n, dtype) for n in (6, 7, 8))]
         path = file(tmp_path / "a.tif", [*others, np.minimum(alpha, 1) if "0 and 1" in kind else alpha], alpha=True)
     found = stage(tmp_path, Asset(href=str(path), band=band), crs)
-    missing = cloud_masks.BEYOND if dtype == "uint8" else 0
+    missing = MASK_NODATA if dtype == "uint8" else 0
     assert set(np.unique(found)) == {4, missing}
     assert (found == 4).sum() == pytest.approx(30 * 60, rel=0.1)
 

@@ -191,7 +191,7 @@ SAFE = {
     "addresses, which scenes open by their own rules": [
         ("sgdata.scenes.search", "asset.href"), ("sgdata.scenes.search", "scene.product"),
     ],
-    "a hash of an address": [("sgdata.composite.remote_tiffs", "f'{name}.json'")],
+    "a hash of an address": [("sgdata.staging.remote_tiffs", "f'{name}.json'")],
     "numbers": [
         (
             "sgdata.composite.tiles",

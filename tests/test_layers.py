@@ -26,7 +26,8 @@ LAYERS = {
         ("remote",),
         ("rasters",),
         ("scenes", "shards", "results"),
-        ("splits", "composite", "labels"),
+        ("splits", "staging", "labels"),
+        ("composite",),
         ("builds", "simulation"),
         ("datasets",),
         ("packing",),
@@ -52,7 +53,7 @@ LAYERS = {
 PURE = (
     *("types", "errors", "sentinel2", "rasters.grids", "rasters.resample", "rasters.dihedral"),
     *(
-        "composite.cells",
+        "rasters.cells",
         "composite.rules",
         "composite.kernels",
         "composite.cloud_masks",

@@ -25,13 +25,13 @@ from sgdata.builds import fetch, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
 from sgdata.commands import printing
-from sgdata.composite import window_staging
 from sgdata.errors import ExitCode, OutputError, ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.remote.retry import RetryPolicy
 from sgdata.scenes import coverage, lock, search
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.types import UNREADABLE, UNUSABLE, Dropped
+from sgdata.staging import window_staging
 from sgdata.types import Grid
 
 GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))

@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.transform import from_origin
 
-from sgdata.composite import gdal_files, local_tiffs, window_staging
-from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import OutputError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.scenes.types import Asset
+from sgdata.staging import gdal_files, local_tiffs, window_staging
+from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Bounds
 
 CRS = "EPSG:32632"

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import ndimage, stats
 
-from sgdata.composite import cloud_masks, mask_scenes, scene_staging, staged_pixels, window_staging
+from sgdata.composite import cloud_masks, mask_scenes
 from sgdata.composite.cloud_masks import CLEAR, CLOUD, DIM, NO_DATA, OTHER, SHADOW, MaskSettings
+from sgdata.scenes.types import MASK_NODATA
+from sgdata.staging import scene_staging, staged_pixels, window_staging
 from sgdata.types import Array, Grid
 
 SCL = MaskSettings(
@@ -54,7 +56,7 @@ def test_kinds_of_every_method() -> None:
 
 
 def test_undefined_mask_values_are_ignored() -> None:
-    beyond = np.array([[cloud_masks.BEYOND]], np.uint8)
+    beyond = np.array([[MASK_NODATA]], np.uint8)
     for method in ("scl", "probability", "external"):
         assert cloud_masks.classify_mask(beyond, replace(SCL, method=method)).item() == NO_DATA
     assert cloud_masks.classify_mask(np.array([[12, 77, 255]], np.uint8), SCL).tolist() == [[NO_DATA] * 3]

@@ -14,16 +14,17 @@ from stac_wrap import Wrapped, wrap
 
 from sgdata import files, package_data
 from sgdata.builds import build_recipe, fetch, pipeline
-from sgdata.composite import cells, rules, scene_files, staged_pixels, tiles, window_staging
-from sgdata.composite.cells import CELL_M, Cells
+from sgdata.composite import rules, tiles
 from sgdata.errors import SettingError, SourceError
 from sgdata.output_names import PROVENANCE_BANDS
-from sgdata.rasters import grids
+from sgdata.rasters import cells, grids
+from sgdata.rasters.cells import CELL_M, Cells
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.lock import Lock
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import BAND
+from sgdata.staging import scene_files, staged_pixels, window_staging
 from sgdata.types import Array, Grid, Window
 
 BANDS = ("B02", "B04", "B05", "B12")

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sgdata.composite import offset_pixels
 from sgdata.errors import SourceError
 from sgdata.scenes import offsets
 from sgdata.scenes.offsets import OffsetEvidence
 from sgdata.scenes.types import Asset, Scene
+from sgdata.staging import offset_pixels
 
 DARK = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.9, near_share=0.95)
 OFFSET = OffsetEvidence(eligible=5000, ground=6000, valid=9000, dark_share=0.01, near_share=0.4)

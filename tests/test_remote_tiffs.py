@@ -17,15 +17,15 @@ import served
 from rasterio.transform import from_origin
 from served import Files
 
-from sgdata.composite import gdal_files, remote_tiffs, scene_staging, window_staging
-from sgdata.composite.scene_files import SceneFile, WindowRequest
-from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.remote import host_limits, identity
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI, SceneClass
+from sgdata.staging import gdal_files, remote_tiffs, scene_staging, window_staging
+from sgdata.staging.scene_files import SceneFile, WindowRequest
+from sgdata.staging.scene_staging import StagedScene
 from sgdata.types import Array, Bounds, Window
 
 CRS = "EPSG:32632"

@@ -31,13 +31,14 @@ from test_pretrain import run_paths_for
 from sgdata import files, output_names, reuse
 from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import omnicloudmask, scene_files, window_staging
+from sgdata.composite import omnicloudmask
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.packing import pack, select
 from sgdata.rasters import geotiff
 from sgdata.remote import identity
 from sgdata.scenes.types import Asset
 from sgdata.shards import write_shards
+from sgdata.staging import scene_files, window_staging
 from sgmodel.checkpoints import cards, transfer, weight_files
 from sgmodel.recipes import pretrain
 

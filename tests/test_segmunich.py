@@ -22,7 +22,7 @@ from stac_wrap import Wrapped, wrap
 from sgdata import files, output_lock, output_names, package_data
 from sgdata.builds import build_folder, build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import scene_files, tiles, window_staging
+from sgdata.composite import tiles
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.scenes import coverage, lock
@@ -31,6 +31,7 @@ from sgdata.scenes.offsets import OffsetSettings
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
 from sgdata.shards import contracts
 from sgdata.simulation import score
+from sgdata.staging import scene_files, window_staging
 from sgdata.types import Array, Grid
 
 SIDE = 180  # pixels of 10 m that a fabricated file holds

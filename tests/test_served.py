@@ -21,12 +21,12 @@ from stac_wrap import Wrapped, wrap
 from sgdata import files, output_names, package_data
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
-from sgdata.composite import window_staging
 from sgdata.errors import ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock, signing
 from sgdata.scenes.aoi import Area
 from sgdata.simulation.archive import simulate
+from sgdata.staging import window_staging
 from sgdata.types import Grid
 
 GRID = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))

@@ -15,10 +15,10 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import window_staging
-from sgdata.composite.scene_files import WindowRequest
 from sgdata.errors import SourceError
 from sgdata.scenes.types import Asset
+from sgdata.staging import window_staging
+from sgdata.staging.scene_files import WindowRequest
 from tests import served
 from tests.served import Files
 

@@ -9,10 +9,10 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
-from sgdata.composite import cloud_masks, scene_files, staged_pixels, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import grids
-from sgdata.scenes.types import Asset
+from sgdata.scenes.types import MASK_NODATA, Asset
+from sgdata.staging import scene_files, staged_pixels, window_staging
 from sgdata.types import Array, Grid, Window
 
 AREA = Grid(crs="EPSG:32632", origin=(600060.0, 5399940.0), gsd_m=10.0, shape=(120, 120))
@@ -32,7 +32,7 @@ def staged(folder: Path, values: Array, crs: str, corner: tuple[float, float], g
         target=folder / "w",
         margin_m=60,
     )
-    return window_staging.read_on_grid(window_staging.stage(request), AREA, kernel="nearest", beyond=cloud_masks.BEYOND)
+    return window_staging.read_on_grid(window_staging.stage(request), AREA, kernel="nearest", beyond=MASK_NODATA)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_a_mask_on_any_grid(
     (tmp_path / "2").mkdir()
     found = staged(tmp_path / "2", values + 255, crs, corner, gsd, nodata)
     # Drawn as cloud or as unknown, never as clear.
-    assert (found == 255).all() or (not exact and nodata == 255 and (found == cloud_masks.BEYOND).all())
+    assert (found == 255).all() or (not exact and nodata == 255 and (found == MASK_NODATA).all())
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32632", "EPSG:32633"])
 def test_where_a_mask_ends_nothing_is_clear(crs: str, tmp_path: Path) -> None:
     corner = {"EPSG:32632": (700000.0, 5500000.0), "EPSG:32633": (400000.0, 5500000.0)}[crs]
     found = staged(tmp_path, np.zeros((50, 50), np.uint8), crs, corner, 10.0, None)
-    assert (found == cloud_masks.BEYOND).all()
+    assert (found == MASK_NODATA).all()
 
 
 def test_scratch_that_was_cut_short_is_an_error_and_not_nodata(tmp_path: Path) -> None:

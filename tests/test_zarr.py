@@ -24,15 +24,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.warp import transform_bounds
 
-from sgdata.composite import cloud_masks, scene_files, window_staging
 from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, checksums, geotiff, zarr_addresses, zarr_chunks, zarr_metadata, zarr_store
 from sgdata.remote import objects, retry
 from sgdata.remote.objects import Folder
 from sgdata.remote.ranges import Retries
 from sgdata.scenes.eopf_items import array_paths
-from sgdata.scenes.types import Asset
+from sgdata.scenes.types import MASK_NODATA, Asset
 from sgdata.sentinel2 import MSI
+from sgdata.staging import scene_files, window_staging
 from sgdata.types import Array, Bounds, Window
 from tests import served, zarr_stores
 
@@ -257,7 +257,7 @@ def test_a_mask_without_chunk_is_no_clear_ground(scene: Path, bounds: Bounds, tm
     store = zarr_stores.product(scene, tmp_path / "a")
     (store / array_paths()["SCL"] / "0.0").unlink()  # else a band must have data
     for path, expected in (
-        ("quality/probability/r20m/cld", cloud_masks.BEYOND),
+        ("quality/probability/r20m/cld", MASK_NODATA),
         ("measurements/reflectance/r10m/b04", 0),
     ):
         (store / path / "0.0").unlink()
@@ -305,7 +305,7 @@ def test_a_lost_chunk_of_the_classification_does_not_drop_the_date(
     for path in paths:
         drop(store / path)
     staged = window_staging.stage(request(layer, bounds, tmp_path / "w"))
-    assert set(np.unique(staged.pixels)) <= {0, cloud_masks.BEYOND}
+    assert set(np.unique(staged.pixels)) <= {0, MASK_NODATA}
 
 
 # --- hostile stores ------------------------------------------------------------------------

@@ -12,26 +12,18 @@ from typing import TypeVar
 
 from sgdata import files, progress, urls
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets
-from sgdata.composite import (
-    cells,
-    cloud_masks,
-    mask_scenes,
-    needed_cells,
-    scene_files,
-    scene_staging,
-    select_dates,
-    staged_pixels,
-    tiles,
-)
-from sgdata.composite.cells import Cells
-from sgdata.composite.scene_staging import SceneRequest, StagedScene
+from sgdata.composite import cloud_masks, mask_scenes, needed_cells, select_dates, tiles
 from sgdata.errors import SettingError, SourceError
+from sgdata.rasters import cells
+from sgdata.rasters.cells import Cells
 from sgdata.remote.access import access_of
 from sgdata.safe_names import file_name
 from sgdata.scenes import lock, offsets, search, signing, types
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Dropped, Scene
 from sgdata.sentinel2 import MSI
+from sgdata.staging import scene_files, scene_staging, staged_pixels
+from sgdata.staging.scene_staging import SceneRequest, StagedScene
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")

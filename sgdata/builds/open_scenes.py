@@ -16,12 +16,13 @@ import numpy as np
 from sgdata import output_names, urls
 from sgdata.builds import fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, recipe_for
-from sgdata.composite import cloud_masks, scene_staging, window_staging
-from sgdata.composite.scene_staging import CLEAR_SCORE, SceneRequest, StagedScene
+from sgdata.composite import cloud_masks
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import grids, vectors
 from sgdata.scenes import lock, offsets, types
 from sgdata.sentinel2 import MSI
+from sgdata.staging import scene_staging, window_staging
+from sgdata.staging.scene_staging import CLEAR_SCORE, SceneRequest, StagedScene
 from sgdata.types import Array, Grid, Window
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from sgdata import files, local_paths, output_lock, output_names, pool, progress
 from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, disk_space, fetch
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
-from sgdata.composite.scene_staging import StagedScene
 from sgdata.errors import OutputError, SettingError
 from sgdata.labels import class_tables, make_labels, osm_features, rasterize
 from sgdata.rasters import grids, resample, vectors
@@ -20,6 +19,7 @@ from sgdata.scenes import aoi, coverage, geocoding, lock, offsets, search
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Dropped, Unusable
 from sgdata.shards import contracts
+from sgdata.staging.scene_staging import StagedScene
 from sgdata.types import Grid
 
 log = logging.getLogger("sgdata")

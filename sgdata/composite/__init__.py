@@ -1,1 +1,1 @@
-"""Reduce scenes to one image: staging, cloud masks, composite rules, tiles."""
+"""Reduce staged scenes to one image: cloud masks, composite rules, tiles."""

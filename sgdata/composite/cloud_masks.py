@@ -17,6 +17,7 @@ from typing import Literal
 import numba
 import numpy as np
 
+from sgdata.scenes.types import MASK_NODATA
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array
 
@@ -25,9 +26,6 @@ NO_DATA, CLEAR, DIM, CLOUD, SHADOW, OTHER = range(6)
 
 # Method, and name of the layer, of masks that the user provides.
 EXTERNAL = "external"
-
-# Value of mask layers where they end or have no data. Not 255, which many users' masks have for cloud.
-BEYOND = 254
 
 # Bit of a doubtful clear score.
 DOUBTFUL = 128
@@ -104,7 +102,7 @@ def classify_mask(layer: Array, settings: MaskSettings) -> Array:
         if classes.shadow in settings.drop:
             table[classes.shadow] = SHADOW
         table[classes.no_data] = NO_DATA  # even where a recipe does not drop it
-    table[BEYOND] = NO_DATA
+    table[MASK_NODATA] = NO_DATA
     kinds = np.empty(layer.shape, np.uint8)
     _look_up(table, layer, kinds)
     return kinds

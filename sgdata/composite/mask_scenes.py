@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, reuse
-from sgdata.composite import cloud_masks, staged_pixels, window_staging
+from sgdata.composite import cloud_masks
 from sgdata.composite.rules import VERSION
-from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.rasters import grids
 from sgdata.safe_names import file_name
+from sgdata.scenes.types import MASK_NODATA
+from sgdata.staging import staged_pixels, window_staging
+from sgdata.staging.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.types import Array, Grid, Window
 
 
@@ -115,7 +117,7 @@ def _write_strips(path: Path, strips: Iterable[Array]) -> None:
 def _kinds(job: MaskJob, scene: StagedScene, strip: Window) -> Array:
     layer = scene.files[job.settings.asset or ""]
     target = grids.crop(job.grid, strip)
-    values = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=cloud_masks.BEYOND)
+    values = window_staging.read_on_grid(layer, target, kernel="nearest", beyond=MASK_NODATA)
     return cloud_masks.classify_mask(values, job.settings)
 
 

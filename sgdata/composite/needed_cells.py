@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sgdata.composite import cells, kernels, scene_staging
-from sgdata.composite.cells import Cells
+from sgdata.composite import kernels
 from sgdata.composite.rules import CompositeSettings
-from sgdata.composite.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
-from sgdata.rasters import grids
+from sgdata.rasters import cells, grids
+from sgdata.rasters.cells import Cells
 from sgdata.sentinel2 import MSI
+from sgdata.staging import scene_staging
+from sgdata.staging.scene_staging import CLEAR_SCORE, STRIP_PIXELS, StagedScene
 from sgdata.types import Array, Grid
 
 TEST_PIXELS = 50_000

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files, output_lock, progress, reuse, urls
-from sgdata.composite import scene_files, window_staging
 from sgdata.errors import SettingError
 from sgdata.rasters import cog
 from sgdata.remote import identity
@@ -26,6 +25,7 @@ from sgdata.safe_names import file_name
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
 from sgdata.scenes.types import Scene
+from sgdata.staging import scene_files, window_staging
 from sgdata.types import Array, Grid, Window
 
 log = logging.getLogger("sgdata")

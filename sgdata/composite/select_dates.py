@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sgdata.composite.rules import CompositeSettings
-from sgdata.composite.scene_staging import CLEAR_SCORE, StagedScene
+from sgdata.staging.scene_staging import CLEAR_SCORE, StagedScene
 from sgdata.types import Array
 
 THINNING = 8

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from sgdata import reuse
-from sgdata.composite import cells, cloud_masks, kernels, rules, window_staging
-from sgdata.composite.cells import Cells
+from sgdata.composite import cloud_masks, kernels, rules
 from sgdata.composite.kernels import NO_VALUE
-from sgdata.composite.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
-from sgdata.rasters import grids, resample
+from sgdata.rasters import cells, grids, resample
+from sgdata.rasters.cells import Cells
 from sgdata.sentinel2 import MSI
+from sgdata.staging import window_staging
+from sgdata.staging.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
 from sgdata.types import Array, Grid, Window
 
 TILE_BYTES = 40 << 20

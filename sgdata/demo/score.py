@@ -13,7 +13,7 @@ from sgdata.types import Array, Grid
 if TYPE_CHECKING:
     from sgdata.builds.build_recipe import BuildRecipe
     from sgdata.composite.rules import Method
-    from sgdata.composite.scene_staging import StagedScene
+    from sgdata.staging.scene_staging import StagedScene
 
 # Share of cloud and shadow from which a scene counts as cloudy.
 CLOUDY = 0.05

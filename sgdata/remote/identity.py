@@ -2,7 +2,7 @@
 
 Of a local file size, inode and times are compared, and the content of parts of it; of a file on a web server its ETag,
 date and size. Of scenes in a store, or on a server that gives none of these, pixels are compared where they are staged
-(`sgdata.composite.window_staging`). Datasets may have millions of files: of these the content of a few is compared, the
+(`sgdata.staging.window_staging`). Datasets may have millions of files: of these the content of a few is compared, the
 rest of all.
 """
 

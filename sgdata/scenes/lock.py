@@ -34,7 +34,7 @@ class Item:
         dark_share: Share of dark values in the pixel test.
         eligible: Number of pixels in the pixel test.
         windows: Pixel hash by asset.
-        cells: Cells of the windows that were not read as a whole, by asset, as in `sgdata.composite.cells`.
+        cells: Cells of the windows that were not read as a whole, by asset, as in `sgdata.rasters.cells`.
     """
 
     scene: Scene

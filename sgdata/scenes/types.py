@@ -104,6 +104,8 @@ class Unusable(Dropped):
     scene: Scene | None
 
 
+MASK_NODATA = 254
+"""Value of mask layers where they end or have no data. Not 255, which many users' masks have for cloud."""
 TWIN = "twin of "
 """How the reason of a twin begins."""
 UNUSABLE, UNREADABLE = "unusable: ", "unreadable: "

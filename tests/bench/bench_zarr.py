@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import served
 
-from sgdata.composite import window_staging
-from sgdata.composite.scene_files import WindowRequest
 from sgdata.rasters import geotiff
 from sgdata.scenes.types import Asset
 from sgdata.simulation import cogs, eopf
+from sgdata.staging import window_staging
+from sgdata.staging.scene_files import WindowRequest
 from sgdata.types import Bounds, Grid, Window
 
 SIDE, CITY_M, REPEATS = 5490, 4000, 5

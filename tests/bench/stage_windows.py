@@ -32,8 +32,8 @@ def requests_of(plan: dict[str, Any]) -> tuple[Any, list[Any]]:
     folder, crs, bounds = Path(plan["folder"]), plan["crs"], tuple(plan["bounds"])
     scenes: list[Any] = []
     try:
-        from sgdata.composite import scene_files, scene_staging
         from sgdata.scenes.types import Asset
+        from sgdata.staging import scene_files, scene_staging
     except ImportError:  # 7dbe2a5
         from sgdata import observe, staging  # type: ignore[attr-defined]
         from sgdata.types import Asset  # type: ignore[attr-defined,assignment,no-redef]

@@ -312,7 +312,7 @@ def _datasets(out: Path) -> None:
 
 
 def _builds(out: Path) -> None:
-    from sgdata.composite import scene_files, window_staging
+    from sgdata.staging import scene_files, window_staging
 
     for reader in ("patch-table", "pair"):
         synthetic.segmunich_build(out / reader / "0/build")

@@ -33,7 +33,6 @@ from PIL import Image
 
 from sgdata import files, package_data, verification
 from sgdata.builds import build_folder, build_recipe, pipeline
-from sgdata.composite import scene_files, window_staging
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
@@ -45,6 +44,7 @@ from sgdata.results import training_log
 from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, sample_hashes, tar_format, write_shards
+from sgdata.staging import scene_files, window_staging
 from sgdata.types import Window
 from sgmodel.checkpoints import cards, weight_files
 from sgmodel.data import loader

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import limits, urls
-from sgdata.composite import scene_files
-from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import allowed_formats, block_tables, blocks, geotiff
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
 from sgdata.remote import identity
+from sgdata.staging import scene_files
+from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Window
 
 

@@ -24,15 +24,15 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from sgdata import files, safe_names, urls
-from sgdata.composite import cells, gdal_files, local_tiffs, remote_tiffs, staged_pixels
-from sgdata.composite.cells import Cells
-from sgdata.composite.scene_files import MARGIN_PX, SceneFile, WindowRequest
-from sgdata.composite.staged_pixels import StagedWindow
 from sgdata.errors import SettingError, SgdataError, SourceError
-from sgdata.rasters import geotiff, resample
+from sgdata.rasters import cells, geotiff, resample
 from sgdata.rasters.block_tables import OtherLayoutError
+from sgdata.rasters.cells import Cells
 from sgdata.remote import identity, retry
 from sgdata.scenes import signing
+from sgdata.staging import gdal_files, local_tiffs, remote_tiffs, staged_pixels
+from sgdata.staging.scene_files import MARGIN_PX, SceneFile, WindowRequest
+from sgdata.staging.staged_pixels import StagedWindow
 from sgdata.types import Array, Grid, Window
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ def open_scene_file(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """
     with ExitStack() as stack:
         if urls.is_zarr(href):
-            from sgdata.composite import zarr_files  # not at the top: most scenes are files
+            from sgdata.staging import zarr_files
 
             yield stack.enter_context(zarr_files.open_zarr(request, href))
             return

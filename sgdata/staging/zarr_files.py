@@ -9,14 +9,15 @@ from functools import partial
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import cloud_masks, scene_files
-from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, zarr_addresses, zarr_store
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.remote import identity
 from sgdata.scenes import eopf_items
+from sgdata.scenes.types import MASK_NODATA
 from sgdata.sentinel2 import MSI
+from sgdata.staging import scene_files
+from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Bounds, Grid, Window
 
 BLOCK_ROWS = 512
@@ -53,7 +54,7 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
     nodata = _nodata(reader, href)
     header = geotiff.Header(grid=whole, dtype=dtype, nodata=nodata, bands=1)
     scene_files.check(request, header)
-    beyond = cloud_masks.BEYOND if dtype == "uint8" else 0  # 0 is a value in masks
+    beyond = MASK_NODATA if dtype == "uint8" else 0  # 0 is a value in masks
     grid, window = scene_files.find_window(request, header, geographic=False)
     if window is None:
         block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])

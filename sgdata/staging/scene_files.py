@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import limits
-from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, resample
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
+from sgdata.rasters.cells import Cells
 from sgdata.rasters.geotiff import Header
 from sgdata.remote.access import Access
 from sgdata.scenes.types import Asset

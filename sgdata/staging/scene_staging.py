@@ -12,14 +12,14 @@ from types import MappingProxyType
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import cells, offset_pixels, scene_files, staged_pixels, window_staging
-from sgdata.composite.cells import Cells
 from sgdata.errors import SourceError
-from sgdata.rasters import grids
+from sgdata.rasters import cells, grids
+from sgdata.rasters.cells import Cells
 from sgdata.remote.access import Access
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass
+from sgdata.staging import offset_pixels, scene_files, staged_pixels, window_staging
 from sgdata.types import Array, Grid, Window
 
 READERS, REMOTE_READERS = 4, 48

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from sgdata import files
-from sgdata.composite import cells
-from sgdata.composite.cells import Cells
-from sgdata.composite.scene_files import MARGIN_PX
 from sgdata.errors import SourceError
-from sgdata.rasters import geotiff
+from sgdata.rasters import cells, geotiff
+from sgdata.rasters.cells import Cells
 from sgdata.sentinel2 import MSI
+from sgdata.staging.scene_files import MARGIN_PX
 from sgdata.types import Array, Grid, Window
 
 _PIECE = 2**20

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sgdata import urls
-from sgdata.composite import scene_files
-from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import block_tables, blocks, gdal_requests
 from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
@@ -21,6 +19,8 @@ from sgdata.remote import identity, kept_headers, ranges, retry
 from sgdata.remote.access import access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 from sgdata.scenes import signing
+from sgdata.staging import scene_files
+from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Window
 
 AHEAD_BYTES = 3 << 25

@@ -13,13 +13,14 @@ from functools import partial
 from rasterio.io import DatasetReader
 
 from sgdata import urls
-from sgdata.composite import cloud_masks, scene_files
-from sgdata.composite.scene_files import SceneFile, WindowRequest
 from sgdata.errors import SourceError
 from sgdata.rasters import gdal_requests, geotiff, grids
 from sgdata.remote import identity, ranges
 from sgdata.remote.access import access_of
 from sgdata.scenes import signing
+from sgdata.scenes.types import MASK_NODATA
+from sgdata.staging import scene_files
+from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Window
 
 WHOLE_SHARE = 0.5
@@ -38,7 +39,7 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         band = scene_files.choose_band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)
         scene_files.check(request, header)
-        beyond = cloud_masks.BEYOND if header.dtype == "uint8" else 0  # 0 is a value in masks
+        beyond = MASK_NODATA if header.dtype == "uint8" else 0  # 0 is a value in masks
         grid, window = scene_files.find_window(request, header, geographic=dataset.crs.is_geographic)
         if window is None:
             block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
