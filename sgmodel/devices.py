@@ -21,10 +21,13 @@ from sgmodel import distributed
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Number format of matrix products: single precision; single with 10-bit mantissas (on GPUs that have it); bfloat16
 under autocast; half precision under autocast, with scaled gradients, as in the released code."""
+TrainingPrecision = Literal[Precision, "fp8"]
+"""Number format of matrix products in training: as `Precision`, or 8-bit floating point in linear layers of transformer
+blocks, and bfloat16 in all others (`sgmodel.train.float8`)."""
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
-HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""The 16-bit formats of matrix products."""
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
+"""The 16-bit formats of matrix products; with FP8, of those that are not in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Runtime:
     """
 
     device: torch.device
-    precision: Precision
+    precision: TrainingPrecision
 
     @property
     def half(self) -> torch.dtype | None:
@@ -49,7 +52,7 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.half, enabled=self.half is not None)
 
 
-def setup_device(device: str, *, precision: Precision, threads: int) -> Runtime:
+def setup_device(device: str, *, precision: TrainingPrecision, threads: int) -> Runtime:
     """Set up torch for this process, and join the other processes of a run.
 
     On the CPU, kernels without a deterministic form raise an error.
@@ -94,11 +97,19 @@ def keep_freed_memory() -> bool:
 
 
 class Peak(NamedTuple):
-    """Dense peak of a GPU in TFLOP/s: 16-bit formats with sums in float32, TF32, and float32 without tensor cores."""
+    """Dense peak of a GPU in TFLOP/s.
+
+    Attributes:
+        half: 16-bit formats, with sums in float32.
+        tf32: TF32.
+        fp32: float32 without tensor cores.
+        has_fp8: Whether the GPU multiplies FP8 with sums in float32, at twice the rate of `half` by the same sources.
+    """
 
     half: float
     tf32: float
     fp32: float
+    has_fp8: bool = True
 
 
 # From NVIDIA's data sheets and whitepapers, which often state twice as much, for sparse matrices. The first name that
@@ -111,18 +122,18 @@ PEAK = {
     "H100 PCIe": Peak(756, 378, 51),
     "H100 NVL": Peak(835, 417, 60),
     "H100": Peak(989, 494, 67),
-    "A100": Peak(312, 156, 19.5),
-    "A40": Peak(149.7, 74.8, 37.4),
-    "A30": Peak(165, 82, 10.3),
-    "A10": Peak(125, 62.5, 31.2),
+    "A100": Peak(312, 156, 19.5, has_fp8=False),
+    "A40": Peak(149.7, 74.8, 37.4, has_fp8=False),
+    "A30": Peak(165, 82, 10.3, has_fp8=False),
+    "A10": Peak(125, 62.5, 31.2, has_fp8=False),
     "L40S": Peak(362, 183, 91.6),
     "L40": Peak(181, 90.5, 90.5),
     "L4": Peak(121, 60, 30.3),
     "RTX 6000 Ada": Peak(364, 182, 91.1),
-    "RTX A6000": Peak(154.8, 77.4, 38.7),
+    "RTX A6000": Peak(154.8, 77.4, 38.7, has_fp8=False),
     "RTX 5090": Peak(209.5, 104.8, 104.8),
     "RTX 4090": Peak(165, 82.6, 82.6),
-    "RTX 3090": Peak(71, 35.6, 35.6),
+    "RTX 3090": Peak(71, 35.6, 35.6, has_fp8=False),
 }
 _MATMUL = {"cuda": (8192, 20), "cpu": (768, 1)}
 """Side of the matrices with which `measured_tflops` fills a device, and how many products it times together."""
@@ -135,7 +146,7 @@ def name(device: torch.device) -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | None:
+def peak_tflops(device: torch.device, precision: TrainingPrecision = "bf16") -> float | None:
     """Return the dense peak of `device` in TFLOP/s (see `PEAK`), or None where it is not known."""
     if device.type != "cuda":
         return None
@@ -143,6 +154,8 @@ def peak_tflops(device: torch.device, precision: Precision = "bf16") -> float | 
     peak = next((peak for model, peak in PEAK.items() if re.search(rf"\b{model}\b", gpu)), None)
     if peak is None:
         return None
+    if precision == "fp8":  # the rate of the fastest products of the step, as those of attention stay in bf16
+        return 2 * peak.half if peak.has_fp8 else None
     return peak.half if precision in HALF else peak.tf32 if precision == "tf32" else peak.fp32
 
 
@@ -151,7 +164,13 @@ def measured_tflops(launch: Runtime) -> float:
 
     Args:
         launch: Device and number format.
+
+    Raises:
+        SettingError: The number format is FP8, which plain matrix products do not take.
     """
+    if launch.precision == "fp8":
+        message = "--measure-peak, training.precision 'fp8': products in FP8 alone are not measured"
+        raise SettingError(f"{message}; leave out --measure-peak")
     side, products = _MATMUL[launch.device.type]
     # No random numbers, which would change those of the run; nor zeros, which a GPU multiplies with less power.
     ramp = torch.linspace(-1, 1, side, device=launch.device, dtype=launch.half)

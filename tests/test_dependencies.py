@@ -54,8 +54,9 @@ def imported(package: str) -> set[str]:
         ("sgdata", PROJECT["optional-dependencies"]["clouds"]),
         ("sgmodel", PROJECT["optional-dependencies"]["model"]),
         ("sgmodel", PROJECT["optional-dependencies"]["ledger"]),
+        ("sgmodel", PROJECT["optional-dependencies"]["fp8"]),
     ],
-    ids=("core", "cluster", "clouds", "model", "ledger"),
+    ids=("core", "cluster", "clouds", "model", "ledger", "fp8"),
 )
 def test_every_declared_dependency_is_imported(package: str, requirements: list[str]) -> None:
     declared = {re.split(r"[\[<>=~!;, ]", requirement)[0] for requirement in requirements}

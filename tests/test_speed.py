@@ -33,6 +33,9 @@ CUDA = torch.device("cuda", 0)
         ("NVIDIA H200", "fp32", 67),
         ("NVIDIA L40S", "bf16", 362),
         ("NVIDIA L4", "bf16", 121),
+        ("NVIDIA H200", "fp8", 1978),
+        ("NVIDIA L4", "fp8", 242),
+        ("NVIDIA A100-SXM4-80GB", "fp8", None),
         ("NVIDIA A100-SXM4-80GB", "tf32", 156),
         ("NVIDIA A10", "fp32", 31.2),
         ("NVIDIA A10G", "bf16", None),  # another card than the A10
@@ -40,7 +43,7 @@ CUDA = torch.device("cuda", 0)
     ],
 )
 def test_the_peak_is_that_of_card_and_precision(
-    monkeypatch: pytest.MonkeyPatch, card: str, precision: devices.Precision, peak: float | None
+    monkeypatch: pytest.MonkeyPatch, card: str, precision: devices.TrainingPrecision, peak: float | None
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: card)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 2e9)

@@ -37,6 +37,8 @@ def project(x: Tensor, *layers: nn.Module) -> Tensor:
     """
     linear = [layer for layer in layers if type(layer) is nn.Linear and layer.bias is not None]
     if len(linear) < len(layers):
+        if torch.is_autocast_enabled(x.device.type):  # once, not in each layer; those of torchao do not on a CPU
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         outputs = [layer(x) for layer in layers]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
     weights: list[Tensor] = [layer.weight for layer in linear]

@@ -20,7 +20,7 @@ from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
-from sgmodel.train import average_weights, batching, loop, optim, run_folder, signals, wrapping
+from sgmodel.train import average_weights, batching, float8, loop, optim, run_folder, signals, wrapping
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
@@ -60,7 +60,7 @@ class TrainingRecipe:
     epochs: float
     batch: int
     accumulate: int
-    precision: devices.Precision
+    precision: devices.TrainingPrecision
     log_every: int
     optimizer: optim.OptimizerRecipe
     compile: bool = False
@@ -138,6 +138,7 @@ def resolve(recipe: R, stored: Contract, paths: RunPaths) -> TrainingSetup[R]:
     resolved: Any = band_selection.resolve(recipe, stored)
     contract = band_selection.narrow(stored, resolved.bands, resolved.normalise.missing)
     launch = devices.setup_device(paths.device, precision=resolved.training.precision, threads=paths.threads)
+    float8.check(launch)
     if launch.device.type == "cpu":
         devices.keep_freed_memory()
     return TrainingSetup(

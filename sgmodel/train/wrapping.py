@@ -11,6 +11,7 @@ from torch import nn
 from sgdata.errors import SettingError
 from sgmodel import devices, distributed
 from sgmodel.models import transformer
+from sgmodel.train import float8
 
 
 def wrap(
@@ -35,7 +36,9 @@ def wrap(
     Raises:
         SettingError: The settings do not go together, or do not fit the model or the device.
     """
-    # Before sharding: FSDP wraps the blocks in their current form.
+    # Both before sharding: FSDP wraps the blocks in their current form.
+    if launch.precision == "fp8":
+        float8.convert(model, launch)
     if recompute:
         _recompute(model)
     if launch.precision == "fp16" and parallel == "fsdp" and distributed.world_size() > 1:
