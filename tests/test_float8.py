@@ -22,7 +22,7 @@ from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel import devices
 from sgmodel.checkpoints import weight_files
-from sgmodel.models import encoder, linear, mae, transformer
+from sgmodel.models import encoder, linear, mae, memory, specs, transformer
 from sgmodel.recipes import classify, pretrain
 from sgmodel.train import float8, run_paths, wrapping
 
@@ -52,11 +52,12 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
 def rounded(x: Tensor, form: torch.dtype) -> Tensor:
     """Return float32 values as they are in `form` after scaling by the largest."""
-    scale = torch.finfo(form).max / x.float().abs().max()
+    scale = (torch.finfo(form).max / x.double().abs().max()).float()
     return (x.float() * scale).to(form).float() / scale
 
 
 def test_products_are_those_of_rounded_factors() -> None:
+    torch.manual_seed(0)
     block = transformer.Block(32, 2, 4.0)
     float8.convert(block, CPU)
     x, g = torch.randn(3, 7, 32, requires_grad=True), torch.randn(3, 7, 128).bfloat16()  # 21 tokens are padded
@@ -99,6 +100,25 @@ def test_layers_of_other_widths_stay_in_bf16(caplog: pytest.LogCaptureFixture) -
     plain = {name for name, layer in layers(model) if type(layer) is nn.Linear and "blocks" in name}
     assert plain == {f"blocks.{n}.mlp.{name}" for n in (0, 1) for name in ("fc1", "fc2")}
     assert "FP8 in 14 of 18 linear layers of the transformer blocks" in caplog.text
+
+
+def test_the_counted_memory_of_bf16_is_enough() -> None:
+    """GPUs keep the input of a layer in bf16, as emulation does, and no copy of its weights."""
+    model, images = autoencoder(), torch.rand(4, 12, 32, 32)
+    float8.convert(model, CPU)
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with CPU.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(images, noise=torch.rand(4, 64), ratio=0.75)
+    counted = memory.of_spec(specs.describe(autoencoder()), 32, CPU.half, mask_ratio=0.75)
+    assert 0.5 * counted.total(4) < sum(kept.values()) + 16 * counted.parameters < counted.total(4)
+    assert counted.half
 
 
 def gradients(model: mae.MaskedAutoencoder, images: Tensor) -> tuple[float, Tensor]:
