@@ -1,4 +1,4 @@
-"""What a document from elsewhere may name, and what is asked or opened for it."""
+"""Test which files and addresses untrusted documents may name, and that no others are requested or opened."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class MixRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class MixedPairs:
-    """How each of N samples is mixed with its partner.
+    """Mixing of each of N samples with its partner: weights and boxes.
 
     Attributes:
         partner: (N,) row of the partner in the batch.
@@ -99,7 +99,7 @@ class MixedPairs:
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """How each of N samples is moved: cut to the box, then transposed, then flipped.
+    """Geometric transform of each of N samples: cut to the box, then transpose, then flip.
 
     Attributes:
         box: (N, 4) top, left, height, width in pixels.

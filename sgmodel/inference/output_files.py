@@ -73,7 +73,7 @@ class Scratch:
 
 @dataclass(frozen=True, kw_only=True)
 class MapFiles:
-    """Which rasters a prediction writes.
+    """Rasters that a prediction writes, with their grid and label space.
 
     Attributes:
         out: Folder.

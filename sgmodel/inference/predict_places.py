@@ -17,7 +17,7 @@ from sgmodel.inference.predict import PredictPaths, PredictRecipe
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """What became of one input.
+    """Result of the prediction of one input.
 
     Attributes:
         name: Name of the input.

@@ -46,7 +46,7 @@ class InputFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class BandMapping:
-    """How data are fitted to a model.
+    """Selection of the bands of a model from those of a file, and the value without data.
 
     Attributes:
         band_indices: Indices for `band_selection.select`; None for all bands in order.

@@ -26,7 +26,7 @@ Difference = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What published figures were measured on.
+    """Data, splits and training mode that published figures were measured on.
 
     Attributes:
         name: Name, to which tables of a ledger refer.

@@ -20,7 +20,7 @@ Kind = Literal["classifier", "segmenter", "change"]
 
 
 class EncodedImages(NamedTuple):
-    """What a backbone makes of images before anything is trained on top of it if it is frozen.
+    """Output of a frozen backbone for a batch of images, which the trained head takes.
 
     Attributes:
         parts: The vector (N, D) of a classifier; maps or tokens (N, ...) of other models.

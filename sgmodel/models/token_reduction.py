@@ -28,7 +28,7 @@ from sgdata.errors import SettingError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenReduction:
-    """Where and how far an encoder reduces its tokens.
+    """Settings of token reduction: method, kept share, and the blocks after which it happens.
 
     Attributes:
         method: "merge" replaces joined tokens by their mean, "drop" by the one that they resemble.

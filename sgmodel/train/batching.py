@@ -10,7 +10,7 @@ from sgmodel import distributed
 
 @dataclass(frozen=True, kw_only=True)
 class BatchDivision:
-    """How the samples of one optimizer step pass through the model.
+    """Division of the samples of one optimizer step among processes and micro-batches.
 
     Attributes:
         per_process: Samples of each process.

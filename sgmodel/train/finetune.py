@@ -281,7 +281,7 @@ def open_held_out(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringSpec:
-    """How a program scores.
+    """Scored samples, the function that scores them, and the figure that selects the best checkpoint.
 
     Attributes:
         title: Title of the model card.

@@ -113,7 +113,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateSettings:
-    """How gradients become new weights.
+    """Optimizer, schedule, gradient scaling and clipping of the training loop.
 
     Attributes:
         forward: The model as the objective calls it, wrapped for several ranks.

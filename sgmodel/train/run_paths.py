@@ -20,7 +20,7 @@ from sgmodel.data import tar_source
 
 @dataclass(frozen=True, kw_only=True)
 class RunPaths:
-    """Where a training program reads, writes and computes; of these only `threads` changes the numbers.
+    """Paths and machine settings of a training run; of these only `threads` changes the numbers.
 
     Attributes:
         shards: The first folder of shards given; programs read `joined`, or `named` by stages and shares.

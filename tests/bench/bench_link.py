@@ -43,7 +43,7 @@ BANDS = 12
 
 @dataclass(frozen=True, kw_only=True)
 class Needed:
-    """What a window of one file needs: bytes of blocks, and ranges that hold them."""
+    """Bytes of the blocks that a window of one file needs, and the number of ranges that hold them."""
 
     size: int
     ranges: int

@@ -55,7 +55,7 @@ class Input:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a reader made of an input: `kind` is ok, refused, or one of FAILURES.
+    """Result of reading one mutated input: `kind` is ok, refused, or one of FAILURES.
 
     `error` names the exception and where it was raised; `parsed`: whether the outermost parser took the input.
     """

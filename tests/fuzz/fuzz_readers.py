@@ -55,7 +55,7 @@ from sgmodel.recipes import pretrain
 
 @dataclass(frozen=True, kw_only=True)
 class Reader:
-    """What is read: files matching `targets` are mutated, one of them per input.
+    """A reader under test: files matching `targets` are mutated, one of them per input.
 
     `read` is called with the folder of the input and the mutated file in it; `parse` with the bytes of that file.
     """

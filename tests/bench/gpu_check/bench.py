@@ -1,4 +1,4 @@
-"""Where and how large a GPU check measures, and the figures of one measurement."""
+"""Device, folder and sizes of a GPU check, and the figures of one measurement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STORED = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Where and how large to measure.
+    """Device, scratch folder and sizes of a GPU check.
 
     Attributes:
         scale: Sizes of models, batches and samples.

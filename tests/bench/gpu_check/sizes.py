@@ -30,7 +30,7 @@ ENCODERS = {"base": encoder.base, "large": encoder.large, "huge": encoder.huge}
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How large the models, batches and samples of a check are.
+    """Sizes of the models, batches and samples of a check.
 
     Attributes:
         tiny: Models of one block and images of 32 px, to run every part on a CPU within two minutes.
