@@ -66,7 +66,7 @@ fuzz: $(VENV)/.installed  ## mutated inputs to every reader of files: make fuzz 
 bench: $(VENV)/.peers  ## speed against peers, measured here, as a table
 	$(BIN)/python tests/bench/table.py
 
-# With the Python given, without an environment of its own: it needs torch, numpy and safetensors.
+# With the Python given, without an environment of its own: it needs torch, numpy and safetensors, for FP8 torchao too.
 gpu-check: OUT = out/gpu-check
 gpu-check:  ## check and time training and prediction on this GPU: make gpu-check OUT=DIR LIMIT=480 PARITY=DIR PYTHON=python3
 	PYTHONPATH=.:tests/bench $(PYTHON) -m gpu_check --out $(OUT) --limit $(LIMIT) $(if $(PARITY),--parity $(PARITY)) \

@@ -21,7 +21,7 @@ BARE = """
 import importlib.machinery, runpy, sys
 sys.path.insert(0, "tests/bench")
 HIDDEN = {"pydantic", "pyarrow", "rasterio", "imagecodecs", "timm", "rich", "pyproj", "scipy", "PIL", "requests",
-          "webdataset"}
+          "webdataset", "torchao"}
 class Visible(importlib.machinery.PathFinder):
     @classmethod
     def find_spec(cls, name, path=None, target=None):
@@ -54,17 +54,19 @@ def test_all_parts_are_measured_without_other_libraries(bare: Path) -> None:
     found = rows(bare)
     assert all(set(row) == KEYS for row in found)
     assert [row["part"] for row in found] == sorted(row["part"] for row in found)
-    assert {row["part"] for row in found} == set(range(1, 8))
+    assert {row["part"] for row in found} == set(range(1, 9))
     assert "torch" in found[0]["note"]
     without = {row["mode"]: row["note"] for row in found if row["note"].startswith((results.SKIPPED, results.FAILED))}
     parity = {f"fp32 parity, {name}": "skipped: PARITY=DIR not given" for name in ("pretrain", "classify", "segment")}
     graphs = {f"{step}, CUDA graphs": "skipped: no CUDA device" for step in ("pretrain", "classify")}
+    fp8 = without.pop("pretrain, fp8")
     assert without == parity | graphs
-    timed = [row for row in found if row["part"] > 1 and row["mode"] not in without]
+    assert "torchao cannot be loaded" in fp8 and "pip install 'sgdata[fp8]'" in fp8
+    timed = [row for row in found if row["part"] > 1 and row["mode"] not in {*without, "pretrain, fp8"}]
     assert len(timed) == 14
     assert all(row["images_per_s"] > 0 and row["batch"] == sizes.TINY_BATCH for row in timed if row["part"] != 6)
     assert all(row["mfu"] is None and row["peak_gb"] is None for row in found)  # unknown on a CPU
-    assert "| - | - |" in (bare / results.MARKDOWN).read_text().splitlines()[-1]
+    assert "| - | - |" in (bare / results.MARKDOWN).read_text().splitlines()[-3]
     notes = {row["mode"]: row["note"] for row in found}
     assert "data wait" in notes["pretrain from shards"]
     assert all("waits for the device" in notes[mode] for mode in ("pretrain, plain", "pretrain, compiled"))
@@ -82,8 +84,11 @@ def test_a_second_call_keeps_finished_rows(bare: Path, parity: Path, capsys: pyt
     after = {row["mode"] + row["size"]: row for row in rows(bare)}
     skipped = {"environment-", "pretrain, CUDA graphsbase", "classify, CUDA graphsbase"}
     changed = {name for name in after if after[name] != before[name]} - skipped
-    assert changed == {f"fp32 parity, {name}small" for name in ("pretrain", "classify", "segment")}
-    assert all(after[name]["note"].startswith("relative error outputs") for name in changed)
+    parities = {f"fp32 parity, {name}small" for name in ("pretrain", "classify", "segment")}
+    emulated = {"pretrain, fp8large", "pretrain, fp8huge"}  # torchao is hidden from the first call alone
+    assert changed == parities | emulated
+    assert all(after[name]["note"].startswith("relative error outputs") for name in parities)
+    assert all(after[name]["note"].endswith("; emulated (CPU)") for name in emulated)
 
 
 def test_another_environment_starts_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,7 +106,7 @@ def test_rows_that_do_not_fit_the_limit_are_skipped(tmp_path: Path) -> None:
     assert gpu_check.program(["--out", str(tmp_path), "--device", "cpu", "--limit", "0"]) == ExitCode.FINDINGS
     first, *others = rows(tmp_path)
     assert first["mode"] == results.ENVIRONMENT
-    assert len(others) == 21
+    assert len(others) == 23
     assert all(row["note"].startswith("skipped: needs about ") for row in others)
     assert all("0 s of 0 s left" in row["note"] for row in others)
 

@@ -2,7 +2,7 @@
 
     python -m gpu_check --out DIR
 
-Needs torch, numpy and safetensors; downloads and installs nothing.
+Needs torch, numpy and safetensors, for the part in FP8 torchao too; downloads and installs nothing.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import torch
 from gpu_check import results
 from gpu_check.bench import Bench, Measured
 from gpu_check.results import Row
+from sgdata.errors import SettingError
 
 if TYPE_CHECKING:
     from gpu_check.steps import Mode
@@ -142,6 +143,8 @@ def cases(bench: Bench, parity: Path | None) -> Iterator[Case]:
     yield _pretraining(bench, 7, "base", 224, "plain", 25)
     yield _pretraining(bench, 7, "base", 128, "CUDA graphs", 80)
     yield _fine_tuning(bench, 7, "classify", "CUDA graphs", 80)
+    for size, expected_s in (("large", 130), ("huge", 150)):
+        yield _pretraining(bench, 8, size, 128, "fp8", expected_s)
 
 
 def _fine_tuning(bench: Bench, part: int, task: Name, mode: Mode, expected_s: float) -> Case:
@@ -149,7 +152,9 @@ def _fine_tuning(bench: Bench, part: int, task: Name, mode: Mode, expected_s: fl
 
     row = Row(part=part, size="base", px=bench.scale.px(128), mode=task if mode == "plain" else f"{task}, {mode}")
     return Case(
-        row=row, expected_s=expected_s, measure=partial(_on_gpu, mode, steps.time_fine_tuning, bench, task, mode)
+        row=row,
+        expected_s=expected_s,
+        measure=partial(_where_possible, mode, steps.time_fine_tuning, bench, task, mode),
     )
 
 
@@ -158,15 +163,25 @@ def _pretraining(bench: Bench, part: int, size: str, px: int, mode: Mode, expect
 
     row = Row(part=part, size=size, px=bench.scale.px(px), mode=f"pretrain, {mode}")
     return Case(
-        row=row, expected_s=expected_s, measure=partial(_on_gpu, mode, steps.time_pretraining, bench, size, px, mode)
+        row=row,
+        expected_s=expected_s,
+        measure=partial(_where_possible, mode, steps.time_pretraining, bench, size, px, mode),
     )
 
 
-def _on_gpu(mode: Mode, measure: Callable[..., Measured], *settings: Any) -> Measured | str:
-    """Measure, unless `mode` needs a GPU and there is none."""
+def _where_possible(mode: Mode, measure: Callable[..., Measured], bench: Bench, *settings: Any) -> Measured | str:
+    """Measure, unless `mode` needs a GPU or a library that is not there."""
+    if mode == "fp8":
+        from sgmodel import devices
+        from sgmodel.train import float8
+
+        try:
+            float8.check(devices.setup_device(bench.device, precision="fp8", threads=bench.threads))
+        except SettingError as error:
+            return f"{results.SKIPPED}{error}"
     if mode == "CUDA graphs" and not torch.cuda.is_available():
         return f"{results.SKIPPED}no CUDA device"
-    return measure(*settings)
+    return measure(bench, *settings)
 
 
 def _matmul(bench: Bench) -> Measured:

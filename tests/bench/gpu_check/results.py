@@ -21,13 +21,13 @@ class Row:
     """One measurement. A figure that does not apply, or was not measured, is None.
 
     Attributes:
-        part: Number of the part, 1 to 7.
+        part: Number of the part, 1 to 8.
         size: Size of the model.
         px: Side of the images in pixels.
         mode: What was measured.
         batch: Samples of one step; pairs for change detection, tiles for prediction.
         images_per_s: Samples per second.
-        mfu: Achieved model FLOP/s as a share of the device's dense bf16 peak.
+        mfu: Achieved model FLOP/s as a share of the device's dense peak in bf16, of mode "fp8" in FP8.
         peak_gb: Largest memory allocated on the device, in 10^9 bytes.
         seconds: Duration of the whole row, with set-up, compilation and warm-up.
         note: Further figures, or `SKIPPED` or `FAILED` followed by the reason.

@@ -24,14 +24,16 @@ from sgmodel.train import loop, training
 
 KM2_PER_PX = 1e-4
 """Area of a pixel of 10 m."""
-Mode = Literal["plain", "compiled", "CUDA graphs", "merged tokens"]
+Mode = Literal["plain", "compiled", "CUDA graphs", "merged tokens", "fp8"]
+"""What differs from a plain step in bf16; "fp8" is compiled, since scaling takes longer than it gains otherwise."""
 MERGED = TokenReduction(method="merge", keep=0.5, after=(1, 4))
 
 
 def time_pretraining(bench: Bench, size: str, px: int, mode: Mode) -> Measured:
     """Time pretraining steps of one size."""
     batch = bench.scale.batch("pretrain", size, px)
-    job = trainings.pretraining(bench, size, px, bench.shards("none", bench.scale.px(px)), batch=batch)
+    source, precision = bench.shards("none", bench.scale.px(px)), "fp8" if mode == "fp8" else "bf16"
+    job = trainings.pretraining(bench, size, px, source, batch=batch, precision=precision)
     note = _compile(job.task, mode)
     found = _timed(bench, job, batch)
     return replace(found, note=f"{found.note}{note}")
@@ -42,8 +44,10 @@ def _compile(task: training.TrainingTask, mode: Mode) -> str:
     forward = task.updates.forward
     if mode == "CUDA graphs":
         forward.compile(mode="reduce-overhead")
-    elif mode == "compiled" and task.launch.device.type == "cuda":
+    elif mode in {"compiled", "fp8"} and task.launch.device.type == "cuda":
         forward.compile()  # as `training.compile` of a recipe does
+    elif mode == "fp8":
+        return "; emulated (CPU)"
     elif mode == "compiled":
         # Compiling C++ takes a minute or more, which says nothing about a GPU.
         forward.compile(backend="aot_eager")
@@ -79,7 +83,7 @@ def _timed(bench: Bench, job: trainings.Job, batch: int) -> Measured:
     return Measured(
         batch=batch,
         images_per_s=rate,
-        mfu=_mfu(device, job.flops * rate),
+        mfu=_mfu(device, job.flops * rate, job.task.launch.precision),
         peak_gb=peak,
         note=f"{seconds / bench.scale.steps:.4f} s a step, the first {first:.1f} s; {waits}; "
         f"{job.flops / 1e9:.4g} GFLOP a sample, at most {job.memory.total(batch) / 1e9:.1f} GB counted",
@@ -220,6 +224,6 @@ def _peak_gb(device: torch.device) -> float | None:
     return torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
 
 
-def _mfu(device: torch.device, flops_per_s: float) -> float | None:
-    peak = devices.peak_tflops(device)
+def _mfu(device: torch.device, flops_per_s: float, precision: devices.TrainingPrecision = "bf16") -> float | None:
+    peak = devices.peak_tflops(device, precision)
     return None if peak is None else flops_per_s / (peak * 1e12)

@@ -42,7 +42,13 @@ class Job:
 
 
 def pretraining(
-    bench: Bench, size: str, px: int, source: loader.SampleSource, *, batch: int, precision: devices.Precision = "bf16"
+    bench: Bench,
+    size: str,
+    px: int,
+    source: loader.SampleSource,
+    *,
+    batch: int,
+    precision: devices.TrainingPrecision = "bf16",
 ) -> Job:
     """Return masked-autoencoder pretraining as `sgmodel.recipes.pretrain` runs it."""
     from sgmodel.checkpoints import cards
@@ -129,7 +135,7 @@ def _shared(model: factory.ModelRecipe, batch: int) -> dict[str, Any]:
     }
 
 
-def _training(batch: int, precision: devices.Precision) -> training.TrainingRecipe:
+def _training(batch: int, precision: devices.TrainingPrecision) -> training.TrainingRecipe:
     from sgmodel.train import optim, training
 
     return training.TrainingRecipe(
