@@ -44,7 +44,7 @@ coverage: $(VENV)/.installed  ## the same, with the lines that they do not run; 
 test-kernels: $(VENV)/.installed  ## the tests of the models on the kernels of an old processor, without AVX
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 \
 		$(BIN)/python -m pytest -n 2 -m "not slow and not long" tests/test_parity.py tests/test_encoder.py tests/test_mae.py \
-		tests/test_heads.py tests/test_upernet.py tests/test_models.py
+		tests/test_heads.py tests/test_upernet.py tests/test_baseline_models.py
 
 slow: $(VENV)/.installed  ## the tests that take longer, and those that take longer than the gate has
 	$(BIN)/python -m pytest -n 2 -m "slow or long"

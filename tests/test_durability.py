@@ -15,7 +15,7 @@ import pytest
 import synthetic
 from model_commands import sgmodel
 from synthetic_shards import write
-from test_left_out import archive, build, recipe  # noqa: F401 - the fixtures
+from test_left_out_items import archive, build, recipe  # noqa: F401 - the fixtures
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
 from typer.testing import CliRunner
@@ -77,8 +77,8 @@ def test_a_build_flushes_before_it_names(
     build(recipe, archive, tmp_path / "out", scratch=tmp_path / "scratch")
     names = check_order(events, tmp_path / "out")
     assert {output_names.SUMS, output_names.IMAGE, output_names.LOCK} <= names
-    # Scratch files are compared with their hashes before a later run uses them (test_reuse): flushing them would make
-    # a build wait for the disk.
+    # Scratch files are compared with their hashes before a later run uses them (test_reused_files): flushing them
+    # would make a build wait for the disk.
     named = {path.suffix for kind, path, _ in events if kind == "move" and path.is_relative_to(tmp_path / "scratch")}
     assert {".bin", ".npy", ".json", ".note"} <= named
     assert not [path for kind, path, _ in events if kind == "flush" and path.is_relative_to(tmp_path / "scratch")]

@@ -10,7 +10,7 @@ import pyproj
 import pytest
 import rasterio
 from rasterio.transform import from_origin
-from test_left_out import archive, recipe  # noqa: F401 - fixtures
+from test_left_out_items import archive, recipe  # noqa: F401 - fixtures
 
 from sgdata import files
 from sgdata.builds import build_folder, pipeline

@@ -11,10 +11,10 @@ import rasterio
 import torch
 from rasterio.enums import ColorInterp
 from synthetic_shards import CLASSES, contract, sample
-from test_model_cases import classes
 from test_predict import NAMES, PX, saved, segmenter
 from test_pretrain import recipe as pretraining
 from test_pretrain import run_paths_for
+from test_reported_issues import classes
 from test_segment import TINY as SMALL
 from test_segment import recipe as segmentation
 

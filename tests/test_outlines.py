@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pyproj import Transformer
 from stac_wrap import wrap
-from test_left_out import DAYS, build, plan, recipe, wrapped  # noqa: F401 - a fixture
+from test_left_out_items import DAYS, build, plan, recipe, wrapped  # noqa: F401 - a fixture
 from typer.testing import CliRunner
 
 from sgdata import files, output_names

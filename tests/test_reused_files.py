@@ -22,8 +22,8 @@ from stac_wrap import wrap
 from synthetic_shards import contract, sample, write
 from test_clouds import archive as clouds_archive
 from test_clouds import settings as cloud_settings
-from test_hostile import SOURCES
-from test_left_out import GRID, archive, build, recipe, wrapped  # noqa: F401 - the fixtures
+from test_damaged_samples import SOURCES
+from test_left_out_items import GRID, archive, build, recipe, wrapped  # noqa: F401 - the fixtures
 from test_pairs import pair, raster  # noqa: F401
 from test_pretrain import recipe as training_recipe
 from test_pretrain import run_paths_for
