@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,39 @@ def test_most_of_a_jpeg_2000_file_is_fetched_at_once(tmp_path: Path) -> None:
                 window_staging.open_scene_file(request, href) as file,
             ):
                 whole(file)
+
+
+def test_a_jpeg_2000_file_is_fetched_once_for_all_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of two files that do not fit in memory together one after the other."""
+    about = {"driver": "JP2OpenJPEG", "blockxsize": 128, "blockysize": 128, "quality": 100, "reversible": True}
+    write(tmp_path / "a.jp2", pixels(), **about)
+    size = (tmp_path / "a.jp2").stat().st_size
+    monkeypatch.setattr(gdal_files, "WHOLE_BYTES", size * 3 // 2)
+    served_bytes, held = [], []
+
+    def counted(handler: Files, content: bytes) -> bool:
+        served_bytes.append(len(content) if handler.command == "GET" else 0)
+        held.append(gdal_files._held.bytes)
+        return False
+
+    def read(href: str) -> Array:
+        request = request_for(href, tmp_path, bounds=(600000.0, 5394000.0, 605000.0, 5400000.0))
+        with window_staging.open_scene_file(request, href) as file:
+            height, width = file.grid.shape
+            halves = [Window(row=0, col=n * width // 2, height=height, width=width // 2) for n in range(2)]
+            found = np.zeros(file.grid.shape, np.uint16)
+            for at, values in file.strips(halves):
+                found[at.slices] = values
+            return found
+
+    expected = read(str(tmp_path / "a.jp2"))
+    with served.serving(tmp_path, counted) as server:
+        np.testing.assert_array_equal(read(f"{server.url}/a.jp2"), expected)
+        assert sum(served_bytes) < 1.5 * size
+        with ThreadPoolExecutor(2) as threads:
+            for found in threads.map(read, [f"{server.url}/a.jp2"] * 2):
+                np.testing.assert_array_equal(found, expected)
+    assert set(held) == {0, size} and gdal_files._held.bytes == 0
 
 
 def test_requests_that_settings_change_are_left_to_gdal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,14 @@ all its ranges at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from rasterio.io import DatasetReader
 
 from sgdata import urls
@@ -26,7 +30,7 @@ from sgdata.types import Array, Window
 WHOLE_SHARE = 0.5
 """Share of the tiles of a JPEG 2000 file from which on it is fetched as a whole."""
 WHOLE_BYTES = 1 << 28
-"""Largest file that is; bands of a tile of Sentinel-2 have at most some 130 MB."""
+"""Bytes of all files that are held at a time; bands of a tile of Sentinel-2 have at most some 130 MB."""
 FIRST_BYTES, PART_BYTES = 1 << 15, 1 << 22
 
 
@@ -35,7 +39,7 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window and compare its header with its item. Raises SourceError, also while it is read."""
     # Before it is opened, so that a change meanwhile is noticed later.
     identified = identity.identify_address(href, request.access) or ""
-    with geotiff.open_raster(href, use="scene", access=request.access) as dataset:
+    with geotiff.open_raster(href, use="scene", access=request.access) as dataset, ExitStack() as stack:
         band = scene_files.choose_band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)
         scene_files.check(request, header)
@@ -44,37 +48,55 @@ def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         if window is None:
             block = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
 
-            def read(part: Window) -> Iterator[Array]:
-                return geotiff.read_warped(dataset, grids.crop(grid, part), request.kernel, band=band, beyond=beyond)
+            def strips(parts: Iterable[Window]) -> Iterator[tuple[Window, Array]]:
+                def read(part: Window) -> Iterator[Array]:
+                    target = grids.crop(grid, part)
+                    return geotiff.read_warped(dataset, target, request.kernel, band=band, beyond=beyond)
+
+                return scene_files.one_by_one(read, parts)
         else:
             row, col = window.row, window.col
             block = scene_files.block_at(window, dataset.block_shapes[band - 1])
+            chosen: list[DatasetReader] = []
 
-            def read(part: Window) -> Iterator[Array]:
-                inside = Window(row=row + part.row, col=col + part.col, height=part.height, width=part.width)
-                if _is_mostly_needed(dataset, inside, href) and (content := _fetch(request, href)) is not None:
-                    with _open_content(content, href) as copy:
-                        yield from geotiff.read_strips(copy, inside, band=band, beyond=beyond)
-                    return
-                yield from geotiff.read_strips(dataset, inside, band=band, beyond=beyond)
+            def strips(parts: Iterable[Window]) -> Iterator[tuple[Window, Array]]:
+                inside = [replace(part, row=row + part.row, col=col + part.col) for part in parts]
+                if not chosen:  # once for a file
+                    chosen.append(_choose_dataset(stack, dataset, request, href, inside))
+                read = partial(geotiff.read_strips, chosen[0], band=band, beyond=beyond)
+                for part, values in scene_files.one_by_one(read, inside):
+                    yield replace(part, row=part.row - row, col=part.col - col), values
 
-        strips = partial(scene_files.one_by_one, read)
         yield SceneFile(grid=grid, dtype=header.dtype, block=block, strips=strips, identity=identified)
 
 
-def _is_mostly_needed(dataset: DatasetReader, window: Window, href: str) -> bool:
+def _choose_dataset(
+    stack: ExitStack, dataset: DatasetReader, request: WindowRequest, href: str, parts: list[Window]
+) -> DatasetReader:
+    """Return what to read parts from: a copy in memory, open as long as `stack`, where most of the file is needed."""
+    if not _is_mostly_needed(dataset, parts, href):
+        return dataset
+    content = _fetch(request, href, stack)
+    return dataset if content is None else stack.enter_context(_open_content(content, href))
+
+
+def _is_mostly_needed(dataset: DatasetReader, parts: Iterable[Window], href: str) -> bool:
     """Return whether most tiles of a remote JPEG 2000 file are needed, by requests that no setting changes."""
     if not dataset.driver.startswith("JP2") or not gdal_requests.can_request(href):
         return False
     height, width = dataset.block_shapes[0]
-    rows = -(-(window.row + window.height) // height) - window.row // height
-    cols = -(-(window.col + window.width) // width) - window.col // width
-    tiles = -(-dataset.height // height) * -(-dataset.width // width)
-    return bool(rows * cols >= WHOLE_SHARE * tiles)
+    needed = np.zeros((-(-dataset.height // height), -(-dataset.width // width)), np.bool_)
+    for part in parts:
+        down = slice(part.row // height, -(-(part.row + part.height) // height))
+        needed[down, part.col // width : -(-(part.col + part.width) // width)] = True
+    return bool(np.count_nonzero(needed) >= WHOLE_SHARE * needed.size)
 
 
-def _fetch(request: WindowRequest, href: str) -> bytes | None:
-    """Return a file on a server; None if it is too large, or its server gives no ranges. Raises SourceError."""
+def _fetch(request: WindowRequest, href: str, stack: ExitStack) -> memoryview | None:
+    """Return a file on a server; None if it is too large, or its server gives no ranges. Raises SourceError.
+
+    There is room for it until `stack` is closed.
+    """
     access, retries = request.access or access_of(href), gdal_requests.retries()
     sign = signing.signer(request.asset.href, request.tokens)
     try:
@@ -82,12 +104,18 @@ def _fetch(request: WindowRequest, href: str) -> bytes | None:
         if opened is None or opened[0].size > WHOLE_BYTES:
             return None
         file, first = opened
+        stack.enter_context(_held.room_for(file.size))
+        content = bytearray(file.size)
+        content[: len(first)] = first
         starts = range(len(first), file.size, PART_BYTES)
-        pending = [
-            ranges.fetchers().submit(ranges.read, file, start, min(start + PART_BYTES, file.size), retries)
+        pending = deque(
+            (start, ranges.fetchers().submit(ranges.read, file, start, min(start + PART_BYTES, file.size), retries))
             for start in starts
-        ]
-        return b"".join([first, *(part.result() for part in pending)])
+        )
+        while pending:  # taken out, so that no part is held twice for long
+            start, part = pending.popleft()
+            content[start : start + PART_BYTES] = part.result()
+        return memoryview(content)
     except ranges.NoRangesError:
         return None
     except ranges.ChangedError as error:
@@ -95,8 +123,31 @@ def _fetch(request: WindowRequest, href: str) -> bytes | None:
         raise SourceError(f"{urls.without_secrets(href)}: cannot be read: {reason}; fetch it again") from error
 
 
+class _HeldBytes:
+    """Bytes of the files that this process holds in memory."""
+
+    def __init__(self) -> None:
+        self.bytes, self._changed = 0, threading.Condition()
+
+    @contextmanager
+    def room_for(self, count: int) -> Iterator[None]:
+        """Wait until WHOLE_BYTES have room for a file, and hold it."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.bytes + count <= WHOLE_BYTES)
+            self.bytes += count
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.bytes -= count
+                self._changed.notify_all()
+
+
+_held = _HeldBytes()
+
+
 @contextmanager
-def _open_content(content: bytes, href: str) -> Iterator[DatasetReader]:
+def _open_content(content: memoryview, href: str) -> Iterator[DatasetReader]:
     """Open a file in memory; errors name its address. Raises SourceError, also while it is read."""
     from rasterio.io import MemoryFile
 
