@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sgdata.builds.build_folder import open_build as open_build
     from sgdata.builds.build_recipe import BuildPaths as BuildPaths
     from sgdata.builds.build_recipe import recipe_for as build_recipe
-    from sgdata.builds.open_map import open_map as open_map
     from sgdata.builds.open_scenes import open_scenes as open_scenes
     from sgdata.commands.builds import build as build
     from sgdata.commands.builds import clouds as clouds
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from sgdata.commands.publish import show as show
     from sgdata.commands.simulation import demo as run_demo
     from sgdata.commands.simulation import simulate as simulate
+    from sgdata.results.open_map import open_map as open_map
     from sgdata.shards.open_shards import open_shards as open_shards
 
 __version__ = "0.1.0"

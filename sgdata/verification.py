@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgdata import files, output_names, side_files
+from sgdata import files, output_names, sidecar_files
 from sgdata.errors import SettingError
 
 # Files that every finished output of a kind has, by the file that identifies the kind; special kinds come first.
@@ -89,18 +89,18 @@ def inspect(folder: Path) -> Inspection:
     differences, remarks = [], []
     for name, digest in expected.items():
         if difference := _difference(folder / name, name, digest):
-            if name.endswith(side_files.PAM) and side_files.has_document(folder / name, digest):
+            if name.endswith(sidecar_files.PAM) and sidecar_files.has_document(folder / name, digest):
                 remarks.append(f"{name}: statistics of GDAL added, class names as written")
             else:
                 differences.append(difference)
     # In a release even hidden files must be listed.
     present = files.list_covered(folder, everything=output_names.CROISSANT in expected)
     for name in (name for name in present if name not in expected):
-        remark = side_files.describe(folder / name, name)
+        remark = sidecar_files.describe(folder / name, name)
         if remark:
             remarks.append(remark)
         else:
-            added = side_files.adds(folder / name) if name.endswith(side_files.PAM) else ""
+            added = sidecar_files.adds(folder / name) if name.endswith(sidecar_files.PAM) else ""
             differences.append(f"{name}: not listed" + (f"; it changes what GDAL reads ({added})" if added else ""))
     return Inspection(differences=(*differences, *_lacking(expected, set(present))), remarks=tuple(remarks))
 

@@ -22,8 +22,8 @@ from test_layers import MODULES
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, Limit
 from sgdata.rasters import geotiff, vectors
-from sgdata.remote import access, object_stores, objects, ranges, web
-from sgdata.remote.access import Access, access_of, admit, check_host
+from sgdata.remote import allowed_addresses, object_stores, objects, ranges, web
+from sgdata.remote.allowed_addresses import Access, access_of, admit, check_host
 
 # --- one place for every reader ------------------------------------------------------------
 
@@ -130,7 +130,7 @@ def test_addresses_of_the_local_network_are_refused(address: str, monkeypatch: p
     def resolve(host: str) -> frozenset[str]:
         return frozenset({"93.184.216.34", address} if host == "evil.example" else {"93.184.216.34"})
 
-    monkeypatch.setattr(access, "_addresses", resolve)
+    monkeypatch.setattr(allowed_addresses, "_addresses", resolve)
     with pytest.raises(SourceError, match="--allow-private-hosts"):
         check_host("https://evil.example/a.tif", REMOTE)
     check_host("https://evil.example/a.tif", Access(hosts=REMOTE.hosts, private=True))

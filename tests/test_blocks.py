@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sgdata.builds import patch_table
 from sgdata.errors import SettingError
 from sgdata.rasters import grids
-from sgdata.splits import blocks
+from sgdata.splits import block_split
 from sgdata.types import Grid, Window
 
 
@@ -28,7 +28,7 @@ def distance_px(a: Window, b: Window) -> int:
 
 
 split_settings = st.builds(
-    blocks.SplitSettings,
+    block_split.SplitSettings,
     block_px=st.integers(20, 60),
     gap_px=st.integers(0, 30),
     val_share=st.floats(0, 0.5),
@@ -40,13 +40,13 @@ split_settings = st.builds(
 @settings(max_examples=40, deadline=None)
 @given(split_settings, st.integers(40, 160), st.integers(40, 160), st.integers(4, 20), st.integers(4, 24), st.data())
 def test_no_two_parts_come_closer_than_the_gap(
-    chosen: blocks.SplitSettings, height: int, width: int, size: int, stride: int, data: st.DataObject
+    chosen: block_split.SplitSettings, height: int, width: int, size: int, stride: int, data: st.DataObject
 ) -> None:
     windows = some_windows(height, width, size, stride)
     counts = np.random.default_rng(1).integers(0, 5, (len(windows), 3))
-    parts, report = blocks.split(patch_table.window_boxes(windows), counts, chosen)
+    parts, report = block_split.split(patch_table.window_boxes(windows), counts, chosen)
 
-    by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in blocks.SPLITS}
+    by_part = {part: [w for w, p in zip(windows, parts, strict=True) if p == part] for part in block_split.SPLITS}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         for a in by_part[one]:
             assert all(distance_px(a, b) >= chosen.gap_px for b in by_part[other])
@@ -55,7 +55,7 @@ def test_no_two_parts_come_closer_than_the_gap(
 
     order = data.draw(st.permutations(range(len(windows))))
     shuffled = [windows[i] for i in order]
-    again, _ = blocks.split(patch_table.window_boxes(shuffled), counts[list(order)], chosen)
+    again, _ = block_split.split(patch_table.window_boxes(shuffled), counts[list(order)], chosen)
     assert [parts[i] for i in order] == list(again)
 
 
@@ -66,8 +66,8 @@ def test_blocks_of_a_rare_class_go_to_both_parts() -> None:
         if (window.row // 128, window.col // 128) in ((1, 1), (6, 5)):
             counts[i] = (0, 64 * 64)
     for seed in range(8):
-        chosen = blocks.SplitSettings(block_px=128, gap_px=0, val_share=0.2, seed=seed)
-        parts, report = blocks.split(patch_table.window_boxes(windows), counts, chosen)
+        chosen = block_split.SplitSettings(block_px=128, gap_px=0, val_share=0.2, seed=seed)
+        parts, report = block_split.split(patch_table.window_boxes(windows), counts, chosen)
         assert report.lacking == {"train": (), "val": ()}
         assert parts.count("val") / len(parts) == pytest.approx(0.2, abs=0.03)
 
@@ -76,8 +76,8 @@ def test_another_seed_is_another_split_of_the_same_shares() -> None:
     windows = some_windows(1000, 1000, 50, 50)
     counts = np.random.default_rng(0).integers(0, 9, (len(windows), 5))
     first, second = (
-        blocks.split(
-            patch_table.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0, seed=seed)
+        block_split.split(
+            patch_table.window_boxes(windows), counts, block_split.SplitSettings(block_px=100, gap_px=0, seed=seed)
         )[0]
         for seed in (0, 1)
     )
@@ -87,33 +87,35 @@ def test_another_seed_is_another_split_of_the_same_shares() -> None:
 
 
 def test_the_random_split_has_exact_shares_and_owns_its_leakage() -> None:
-    chosen = blocks.SplitSettings(method="random", val_share=0.2)
+    chosen = block_split.SplitSettings(method="random", val_share=0.2)
     overlapping = some_windows(1280, 1280, 128, 64)
-    parts, report = blocks.split(patch_table.window_boxes(overlapping), np.ones((len(overlapping), 1)), chosen)
+    parts, report = block_split.split(patch_table.window_boxes(overlapping), np.ones((len(overlapping), 1)), chosen)
     assert parts.count("val") == round(0.2 * len(overlapping))
-    assert blocks.LEFT_OUT not in parts
+    assert block_split.LEFT_OUT not in parts
     assert report.leakage > 0.9
     apart = some_windows(1280, 1280, 128, 128)
-    assert blocks.split(patch_table.window_boxes(apart), np.ones((len(apart), 1)), chosen)[1].leakage == 0
+    assert block_split.split(patch_table.window_boxes(apart), np.ones((len(apart), 1)), chosen)[1].leakage == 0
 
 
 def test_a_class_that_one_part_lacks_is_reported() -> None:
     windows = some_windows(200, 200, 50, 50)
     counts = np.ones((len(windows), 2))
     counts[1:, 1] = 0
-    _, report = blocks.split(patch_table.window_boxes(windows), counts, blocks.SplitSettings(block_px=100, gap_px=0))
+    _, report = block_split.split(
+        patch_table.window_boxes(windows), counts, block_split.SplitSettings(block_px=100, gap_px=0)
+    )
     assert sorted(report.lacking.values()) == [(), (1,)]
 
 
 def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
     windows = some_windows(800, 800, 128, 64)
     boxes, counts = patch_table.window_boxes(windows), np.ones((len(windows), 1))
-    _, report = blocks.split(boxes, counts, blocks.SplitSettings())  # four blocks of 400 px
+    _, report = block_split.split(boxes, counts, block_split.SplitSettings())  # four blocks of 400 px
     assert report.boxes == {"train": 57, "val": 25}
     assert report.empty == ()
-    _, report = blocks.split(boxes, counts, blocks.SplitSettings(block_px=2000))
+    _, report = block_split.split(boxes, counts, block_split.SplitSettings(block_px=2000))
     assert report.empty == ("val",)
-    nothing, report = blocks.split(boxes[:0], counts[:0], blocks.SplitSettings())
+    nothing, report = block_split.split(boxes[:0], counts[:0], block_split.SplitSettings())
     assert nothing == ()
     assert report.empty == ("train", "val")
 
@@ -121,16 +123,16 @@ def test_small_areas_are_divided_evenly_and_an_empty_part_is_named() -> None:
 def test_boxes_may_have_any_position_and_be_in_metres() -> None:
     windows = some_windows(1000, 1000, 128, 64)
     boxes, counts = patch_table.window_boxes(windows), np.random.default_rng(2).integers(0, 9, (len(windows), 4))
-    here, _ = blocks.split(boxes, counts, blocks.SplitSettings(block_px=250, gap_px=64))
+    here, _ = block_split.split(boxes, counts, block_split.SplitSettings(block_px=250, gap_px=64))
     metres = boxes * 10.0 + (671280, 5349540, 671280, 5349540)
-    there, _ = blocks.split(metres, counts, blocks.SplitSettings(block_px=2500, gap_px=640))
+    there, _ = block_split.split(metres, counts, block_split.SplitSettings(block_px=2500, gap_px=640))
     assert here == there
 
 
 def test_few_patches_are_lost_to_the_gap() -> None:
     windows = some_windows(2958, 3847, 128, 64)  # the paper's area
     counts = np.random.default_rng(0).integers(0, 9, (len(windows), 13))
-    parts, report = blocks.split(patch_table.window_boxes(windows), counts, blocks.SplitSettings())
+    parts, report = block_split.split(patch_table.window_boxes(windows), counts, block_split.SplitSettings())
     assert report.left_out < 0.3 * len(windows)
     assert report.boxes["val"] / (len(windows) - report.left_out) == pytest.approx(0.2, abs=0.03)
     assert parts.count("train") > 1500
@@ -138,13 +140,13 @@ def test_few_patches_are_lost_to_the_gap() -> None:
 
 def test_a_block_smaller_than_a_patch_is_refused() -> None:
     with pytest.raises(SettingError, match="block_px is 64; expected at least 128"):
-        blocks.split(np.array([[0, 0, 128, 128]]), np.ones((1, 1)), blocks.SplitSettings(block_px=64))
+        block_split.split(np.array([[0, 0, 128, 128]]), np.ones((1, 1)), block_split.SplitSettings(block_px=64))
 
 
 @pytest.mark.parametrize("wrong", [{"val_share": 1.2}, {"block_px": 0}, {"gap_px": -1}, {"val_share": -0.1}])
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(SettingError, match=str(next(iter(wrong.values())))):
-        blocks.split(np.array([[0, 0, 1, 1]]), np.ones((1, 1)), blocks.SplitSettings(**wrong))  # type: ignore[arg-type]
+        block_split.split(np.array([[0, 0, 1, 1]]), np.ones((1, 1)), block_split.SplitSettings(**wrong))  # type: ignore[arg-type]
 
 
 def test_classes_are_counted_by_window() -> None:

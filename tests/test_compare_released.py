@@ -20,7 +20,7 @@ from sgdata.builds.build_recipe import BuildPaths, recipe_for
 from sgdata.cli import app
 from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.rasters import dihedral
-from sgdata.releases import segmunich_released
+from sgdata.releases import export_segmunich
 
 
 @pytest.mark.parametrize("turn", range(8))
@@ -70,7 +70,7 @@ def city_build(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_windows_of_the_simulated_city_are_found_and_equal(city_build: Path, tmp_path: Path) -> None:
-    made = segmunich_released.export(city_build, tmp_path / "released")
+    made = export_segmunich.export(city_build, tmp_path / "released")
     windows = stripped(tmp_path / "released", tmp_path / "TUM_128")
     shutil.make_archive(str(tmp_path / "TUM_128"), "zip", tmp_path, "TUM_128")
     for where in (windows, tmp_path / "TUM_128.zip"):
@@ -151,7 +151,7 @@ def tiff_bands(path: Path, numbers: tuple[int, ...]) -> list[np.ndarray]:
 
 def test_a_change_of_a_band_and_of_a_class_is_measured(tmp_path: Path) -> None:
     build = segmunich_build(tmp_path / "build", (256, 256))
-    segmunich_released.export(build, tmp_path / "TUM_128")
+    export_segmunich.export(build, tmp_path / "TUM_128")
     for path in (tmp_path / "TUM_128").glob("*/img/*.tif"):
         pixels = tifffile.imread(path)
         pixels[..., 8] += 50  # B11

@@ -21,7 +21,7 @@ import synthetic
 
 from sgdata import output_names, verification
 from sgdata.errors import SourceError
-from sgdata.packing import pack, select, tar_spool
+from sgdata.packing import pack, select_samples, tar_spool
 from sgdata.shards import shard_index, tar_format
 
 SOURCES: dict[str, tuple[str, Callable[[Path], Path], str, float]] = {
@@ -96,7 +96,7 @@ def test_damaged_samples_are_listed_or_whole(name: str, total: int, tmp_path: Pa
     dataset, _, edition, share = SOURCES[name]
     rng = random.Random(f"{name} {total}")
     _copies(name, tmp_path, max(1, int(total * share)), rng)
-    recipe = replace(select.recipe_for(dataset), edition=edition, shard_mb=4)
+    recipe = replace(select_samples.recipe_for(dataset), edition=edition, shard_mb=4)
     found = pack.reader(dataset).list_samples(tmp_path / "source", recipe)
     importlib.import_module("webdataset")  # and torch, whose 200 MB do not count here
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,7 +11,7 @@ from sgdata.datasets import cards
 from sgdata.datasets.readers import reader
 from sgdata.datasets.types import DatasetCard
 from sgdata.errors import SettingError
-from sgdata.packing import select
+from sgdata.packing import select_samples
 
 CARDS = {card.name: card for card in cards.cards()}
 
@@ -27,7 +27,7 @@ def test_every_dataset_has_a_reader_a_card_and_a_recipe() -> None:
 def test_the_parts_of_a_dataset_fit_together(name: str) -> None:
     for function in ("list_samples", "open_source"):
         assert callable(getattr(reader(name), function))
-    recipe = select.recipe_for(name)
+    recipe = select_samples.recipe_for(name)
     assert recipe.dataset == name
     assert cards.edition(name, recipe.edition)
     space = cards.label_space(name, recipe.labels)

@@ -26,7 +26,7 @@ from sgdata import output_names, sentinel2, verification
 from sgdata.datasets import cards, eurosat, readers
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.packing import pack as packing
-from sgdata.packing import select, tar_spool
+from sgdata.packing import select_samples, tar_spool
 from sgdata.shards import shard_index, tar_format
 from sgdata.types import Array, Contract, Sample
 
@@ -51,7 +51,7 @@ def test_every_dataset_is_tested_here() -> None:
 
 def pack(name: str, source: Path, out: Path, *, workers: int = 1, **changes: object) -> packing.PackResult:
     dataset, _, always = MAKERS[name]
-    recipe = dataclasses.replace(select.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
+    recipe = dataclasses.replace(select_samples.recipe_for(dataset), **(always | changes))  # type: ignore[arg-type]
     return packing.pack(dataset, source=source, out=out, recipe=recipe, workers=workers)
 
 
@@ -323,13 +323,13 @@ def test_published_lists_beside_the_source_are_followed(made: Callable[[str], Pa
 
     snow = tmp_path / "snow.csv"
     snow.write_text(f"{names[0]}\n")
-    recipe = dataclasses.replace(select.recipe_for("bigearthnet"), edition="v1")
+    recipe = dataclasses.replace(select_samples.recipe_for("bigearthnet"), edition="v1")
     result = packing.pack(
         "bigearthnet",
         source=source,
         out=tmp_path / "clear",
         recipe=recipe,
-        inputs=select.SampleInputs(leave_out=(snow,)),
+        inputs=select_samples.SampleInputs(leave_out=(snow,)),
     )
     assert sum(result.contract.splits.values()) == 2
 

@@ -25,7 +25,7 @@ from sgdata.audits import checks, collect_evidence
 from sgdata.cli import app
 from sgdata.datasets import cards
 from sgdata.errors import SettingError, SourceError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 from sgdata.rasters import small_jpeg
 from sgdata.shards import contracts, shard_index, tar_format
 from sgmodel.checkpoints import cards as checkpoint_cards
@@ -33,7 +33,7 @@ from sgmodel.models import specs
 from sgmodel.models.factory import ModelRecipe
 from tests import synthetic
 
-RGB = select.recipe_for("eurosat", ["edition=rgb"])
+RGB = select_samples.recipe_for("eurosat", ["edition=rgb"])
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def jpeg(pixels: np.ndarray, mode: str | None = None) -> bytes:
 
 
 def packed(source: Path, out: Path, **inputs: Path) -> pack.PackResult:
-    return pack.pack("eurosat", source=source, out=out, recipe=RGB, inputs=select.SampleInputs(**inputs))  # type: ignore[arg-type]
+    return pack.pack("eurosat", source=source, out=out, recipe=RGB, inputs=select_samples.SampleInputs(**inputs))  # type: ignore[arg-type]
 
 
 def test_values_bands_and_ground_are_those_of_the_files(source: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_tables_of_coordinates_that_are_none_are_refused(source: Path, tmp_path:
     with pytest.raises(SettingError, match="cannot be read"):
         packed(source, tmp_path / "out", coordinates=tmp_path / "absent.tsv")
     with pytest.raises(SettingError, match="differ in size"):
-        inputs = select.SampleInputs(coordinates=source / "coordinates.tsv")
+        inputs = select_samples.SampleInputs(coordinates=source / "coordinates.tsv")
         pack.pack("fmow", source=synthetic.fmow(tmp_path / "fmow"), out=tmp_path / "out", inputs=inputs)
 
 
@@ -173,7 +173,7 @@ def test_commas_and_other_column_names_are_read(source: Path, tmp_path: Path) ->
 def test_a_georeference_in_the_file_is_preferred(tmp_path: Path) -> None:
     source = synthetic.eurosat(tmp_path / "ms", classes=("River",), each=2)
     (tmp_path / "it.tsv").write_text("name\tlatitude\tlongitude\nRiver_1\t10\t10\nRiver_2\t10\t10\n")
-    inputs = select.SampleInputs(coordinates=tmp_path / "it.tsv")
+    inputs = select_samples.SampleInputs(coordinates=tmp_path / "it.tsv")
     pack.pack("eurosat", source=source, out=tmp_path / "out", inputs=inputs)
     assert {row["crs"] for row in shard_index.read_index(tmp_path / "out").to_pylist()} == {"EPSG:32635"}
 

@@ -106,7 +106,9 @@ def test_verify_drift_and_audit_report_differences_alike(
     assert run("verify", str(tmp_path)) == code
 
     monkeypatch.setattr("sgdata.scenes.lock.read", lambda path: path)
-    monkeypatch.setattr("sgdata.scenes.coverage.drift", lambda lock, where, **options: ["S2A: vanished"] * findings)
+    monkeypatch.setattr(
+        "sgdata.scenes.catalog_drift.find_drift", lambda lock, where, **options: ["S2A: vanished"] * findings
+    )
     assert run("drift", str(tmp_path)) == code
 
     check = Check(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())

@@ -18,9 +18,9 @@ from sgdata.cli import app
 from sgdata.datasets import segmunich
 from sgdata.errors import ExitCode, OutputError, SettingError
 from sgdata.labels import class_tables
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgdata.rasters import geotiff
-from sgdata.releases import segmunich_released
+from sgdata.releases import export_segmunich
 from sgdata.shards import contracts
 
 RELEASED = ("B02", "B03", "B04", "B08", "B05", "B06", "B07", "B8A", "B11", "B12")
@@ -54,7 +54,7 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
     own_splits: bool, build: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "TUM_128"
-    made = segmunich_released.export(build, out, own_splits=own_splits)
+    made = export_segmunich.export(build, out, own_splits=own_splits)
     val = ["val", "test"] if own_splits else ["val"]
     assert made.patches == ({"train": 9, "val": 2, "test": 1} if own_splits else {"train": 9, "val": 3})
     assert sorted(path.name for path in out.iterdir()) == sorted(["SHA256SUMS", "dataset", "train", *val])
@@ -81,8 +81,8 @@ def test_the_layout_is_that_of_the_released_set_and_reads_back_equal(
         assert np.array_equal(label, np.vectorize(codes.get)(np.where(classes[window] == 255, 0, classes[window])))
     # 8 rows without labels above three patches; written as 0, as the released codes have no word for them.
     assert (made.zeroed, made.pixels) == (8 * 384, 12 * 128 * 128)
-    recipe = dataclasses.replace(select.recipe_for("segmunich"), edition="released", splits="released")
-    source, listing, contract = select.list_samples(recipe, out, segmunich.list_samples)
+    recipe = dataclasses.replace(select_samples.recipe_for("segmunich"), edition="released", splits="released")
+    source, listing, contract = select_samples.list_samples(recipe, out, segmunich.list_samples)
     assert len(listing.refs) == 12 and not listing.rejected
     with segmunich.open_source(source, contract) as read:
         for ref in listing.refs:
@@ -119,5 +119,5 @@ def test_builds_that_do_not_fit_are_refused(build: Path, tmp_path: Path) -> None
     for words, change in faults.items():
         contracts.write(build, dataclasses.replace(contract, **change))
         with pytest.raises(SettingError, match=words):
-            segmunich_released.export(build, tmp_path / "out")
+            export_segmunich.export(build, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -19,7 +19,7 @@ from sgdata import cli, output_names, verification
 from sgdata.datasets import cards, download
 from sgdata.datasets.types import DatasetFile
 from sgdata.errors import OutputError, ServiceError, SettingError
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgdata.remote import retry
 
 CONTENT = random.Random(1).randbytes(300_000)
@@ -266,7 +266,7 @@ def test_downloads_do_not_go_where_builds_and_other_outputs_are(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folders = {name: str(select.download_folder(select.recipe_for(name))) for name in cards.names()}
+    folders = {name: str(select_samples.download_folder(select_samples.recipe_for(name))) for name in cards.names()}
     assert folders["segmunich"] == "data/segmunich" and folders["fmow"] == "data/fmow-sentinel"
     assert all(folder.startswith("data/") for folder in folders.values())
     shown = CliRunner().invoke(cli.app, ["fetch", "segmunich", "--dry-run"])

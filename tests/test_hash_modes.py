@@ -16,7 +16,7 @@ import sgdata
 from sgdata import files, output_names, verification
 from sgdata.audits import checks, collect_evidence
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 from sgdata.releases import difference
 from sgdata.shards import contracts, join_shards, sample_hashes, shard_index, write_shards
 from sgdata.types import HashMode
@@ -31,7 +31,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packed(source: Path, out: Path, mode: str, **changes: object) -> Path:
-    recipe = dataclasses.replace(select.recipe_for("bigearthnet"), edition="v1", hash=mode, **changes)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(select_samples.recipe_for("bigearthnet"), edition="v1", hash=mode, **changes)  # type: ignore[arg-type]
     pack.pack("bigearthnet", source=source, out=out, recipe=recipe)
     return out
 

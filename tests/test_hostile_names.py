@@ -26,7 +26,7 @@ from sgdata.audits import collect_evidence
 from sgdata.builds import build_recipe, pipeline
 from sgdata.builds.build_recipe import BuildPaths
 from sgdata.errors import SourceError
-from sgdata.pages import folder as page
+from sgdata.pages import output_page as page
 from sgdata.rasters import geotiff
 from sgdata.scenes import lock
 from sgdata.shards import tar_format, write_shards

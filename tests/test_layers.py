@@ -61,7 +61,7 @@ PURE = (
         "labels.tag_rules",
         "scenes.offsets",
     ),
-    *("scenes.aoi", "splits.blocks", "splits.shared_ground", "splits.ground_splits", "splits.ground_distance"),
+    *("scenes.aoi", "splits.block_split", "splits.shared_ground", "splits.ground_splits", "splits.ground_distance"),
     *(
         "shards.statistics",
         "shards.histogram",

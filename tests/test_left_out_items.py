@@ -21,14 +21,14 @@ from test_stac import TwoPages
 from typer.testing import CliRunner
 
 from sgdata import files, package_data
-from sgdata.builds import fetch, pipeline
+from sgdata.builds import fetch_scenes, pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.cli import app
 from sgdata.commands import printing
 from sgdata.errors import ExitCode, OutputError, ServiceError, SourceError
 from sgdata.rasters import geotiff
 from sgdata.remote.retry import RetryPolicy
-from sgdata.scenes import coverage, lock, search
+from sgdata.scenes import catalog_drift, lock, search
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.types import UNREADABLE, UNUSABLE, Dropped
 from sgdata.staging import window_staging
@@ -333,7 +333,7 @@ def test_a_server_that_gives_nothing_is_not_asked_for_every_scene(
     archive: Path, recipe: BuildRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan(recipe, archive, tmp_path / "plan")
-    monkeypatch.setattr(fetch, "LOST_AT_ONCE", 2)
+    monkeypatch.setattr(fetch_scenes, "LOST_AT_ONCE", 2)
     tried = []
 
     def nothing() -> Iterator[Dropped]:
@@ -342,7 +342,7 @@ def test_a_server_that_gives_nothing_is_not_asked_for_every_scene(
             yield Dropped(id=item.scene.id, reason=f"{UNREADABLE}SCL.tif: cannot be read")
 
     with pytest.raises(SourceError, match="3 of 8 scenes cannot be used"):
-        list(fetch._stop_if_too_many_lost(recipe, planned, nothing()))
+        list(fetch_scenes._stop_if_too_many_lost(recipe, planned, nothing()))
     assert len(tried) == 3
 
 
@@ -369,4 +369,4 @@ def test_a_plan_says_which_baselines_it_chose_and_warns_of_a_mix(
     assert "baselines" not in caplog.text
     # A later look at the catalogue searches as the plan did.
     assert planned.baselines == ("02.12",)
-    assert coverage.drift(planned, str(archive)) == []
+    assert catalog_drift.find_drift(planned, str(archive)) == []

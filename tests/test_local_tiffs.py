@@ -15,7 +15,7 @@ from rasterio.transform import from_origin
 
 from sgdata.errors import OutputError, SourceError
 from sgdata.rasters import geotiff
-from sgdata.rasters.block_tables import OtherLayoutError
+from sgdata.rasters.tiff_header import OtherLayoutError
 from sgdata.scenes.types import Asset
 from sgdata.staging import gdal_files, local_tiffs, window_staging
 from sgdata.staging.scene_files import SceneFile, WindowRequest

@@ -21,7 +21,7 @@ from sgdata import cli, files, output_names, sentinel2, verification
 from sgdata.builds import build_folder, build_recipe
 from sgdata.datasets import cards
 from sgdata.errors import OutputError, SettingError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 from sgdata.rasters import cog, geotiff
 from sgdata.releases import difference, versions
 from sgdata.scenes import lock
@@ -110,7 +110,7 @@ def test_names_that_cannot_be_one_are_refused(text: str, tmp_path: Path) -> None
         cards.check_own_name(text, "segmunich")
     if text and text != "eurosat":
         with pytest.raises(SettingError):
-            select.recipe_for("eurosat", [f'name="{text}"'])
+            select_samples.recipe_for("eurosat", [f'name="{text}"'])
     assert cards.check_own_name("segmunich", "segmunich") == "segmunich"
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stac_wrap import Wrapped, wrap
 
 from sgdata import files, package_data
-from sgdata.builds import build_recipe, fetch, pipeline
+from sgdata.builds import build_recipe, fetch_scenes, pipeline
 from sgdata.composite import rules, tiles
 from sgdata.errors import SettingError, SourceError
 from sgdata.output_names import PROVENANCE_BANDS
@@ -134,7 +134,7 @@ def composite(
 ) -> tuple[Array, Lock]:
     """Return all planes of a composite, and the lock with the hashes of what was read."""
     paths = build_recipe.BuildPaths(out=out, stac=str(stac))
-    fetched, scenes = fetch.fetch_scenes(chosen, planned or pipeline.plan(chosen, paths), paths)
+    fetched, scenes = fetch_scenes.fetch_scenes(chosen, planned or pipeline.plan(chosen, paths), paths)
     job = pipeline.composite_job(chosen, fetched, scenes, paths)
     planes = np.empty((len(BANDS) + tiles.PLANES, SIDE, SIDE), np.uint16)
     for window in grids.cut_tiles(GRID.shape, *tiles.tile_shape(job, paths.tile_px)):

@@ -21,7 +21,7 @@ from test_segment import recipe as segmentation
 from sgdata.audits import collect_evidence
 from sgdata.datasets import build_patches
 from sgdata.errors import SettingError, SourceError
-from sgdata.pages import folder as pages
+from sgdata.pages import output_page as pages
 from sgdata.shards import array_codec, contracts, statistics, write_shards
 from sgdata.types import LabelSpace, Sample
 from sgmodel.checkpoints import cards

@@ -18,14 +18,14 @@ from typer.testing import CliRunner
 from sgdata import cli, files, output_names, verification
 from sgdata.datasets import types
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.types import LabelSpace
 
 
 def small(dataset: str, **changes: object) -> types.ShardRecipe:
     """Return the shipped recipe with shards so small that a few samples fill several."""
-    return dataclasses.replace(select.recipe_for(dataset), **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(select_samples.recipe_for(dataset), **changes)  # type: ignore[arg-type]
 
 
 def reasons(out: Path) -> dict[str, str]:
@@ -173,13 +173,13 @@ def test_split_lists_choose_and_are_checked(build: Path, tmp_path: Path) -> None
         "segmunich",
         source=build,
         out=tmp_path / "s",
-        inputs=select.SampleInputs(split_lists={"test": tmp_path / "mine.txt"}),
+        inputs=select_samples.SampleInputs(split_lists={"test": tmp_path / "mine.txt"}),
     )
     assert result.contract.splits == {"test": 2}
     assert [note.split()[0] for note in result.notes] == ["4", "1"]
     with pytest.raises(SettingError, match="also in the list"):
         both = {"train": tmp_path / "mine.txt", "val": tmp_path / "mine.txt"}
-        pack.pack("segmunich", source=build, out=tmp_path / "t", inputs=select.SampleInputs(split_lists=both))
+        pack.pack("segmunich", source=build, out=tmp_path / "t", inputs=select_samples.SampleInputs(split_lists=both))
 
 
 def test_a_wrong_source_or_dataset_is_one_line(tmp_path: Path) -> None:

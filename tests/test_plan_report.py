@@ -13,10 +13,10 @@ import pytest
 from stac_wrap import Wrapped, wrap
 
 from sgdata import files, package_data
-from sgdata.builds import pipeline
+from sgdata.builds import build_cost, pipeline, plan_summary
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError
-from sgdata.scenes import build_cost, coverage, lock
+from sgdata.scenes import catalog_drift, coverage, lock
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.lock import Item, Lock
 from sgdata.scenes.types import Asset, Scene
@@ -101,26 +101,27 @@ def test_a_tile_of_unknown_extent_is_kept_and_another_zone_is_not() -> None:
 
 def test_a_month_that_a_full_catalogue_lacks_is_a_hole() -> None:
     scenes = [one for one in every_tenth_day("2019-01-03", 36) if not one.time.startswith("2019-07")]
-    rows = coverage.count_months(planned(scenes, "2019-01-01/2019-12-31"))
+    rows = plan_summary.count_months(planned(scenes, "2019-01-01/2019-12-31"))
     assert [row.month for row in rows if row.hole] == ["2019-07"]
     assert {row.month: row.expected for row in rows}["2019-07"] == 3.0
     assert (
-        coverage.describe_sparse_months(rows) == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
+        plan_summary.describe_sparse_months(rows)
+        == "months with fewer than half of the expected passes: 2019-07 (0 of 3)"
     )
 
 
 def test_a_thin_catalogue_is_measured_by_its_usual_month() -> None:
     scenes = every_tenth_day("2019-01-03", 36)[::3]  # one of three passes
-    rows = coverage.count_months(planned(scenes, "2019-01-01/2019-11-30"))
+    rows = plan_summary.count_months(planned(scenes, "2019-01-01/2019-11-30"))
     assert {row.expected for row in rows} <= {1.0, 1.2, 1.3}
-    assert not coverage.describe_sparse_months(rows)
+    assert not plan_summary.describe_sparse_months(rows)
 
 
 def test_a_satellite_is_not_expected_before_it_flew() -> None:
     later = [replace(one, platform="sentinel-2b") for one in every_tenth_day("2017-07-04", 12)]
-    rows = coverage.count_months(planned(later, "2017-04-01/2017-10-31"))
+    rows = plan_summary.count_months(planned(later, "2017-04-01/2017-10-31"))
     assert [row.expected for row in rows[:3]] == [0, 0, 0]
-    assert not coverage.describe_sparse_months(rows)
+    assert not plan_summary.describe_sparse_months(rows)
 
 
 def test_the_cost_of_the_whole_series_is_that_of_the_paper() -> None:
@@ -160,12 +161,12 @@ def test_drift_reports_missing_changed_and_new_items(tmp_path: Path) -> None:
     wrapped = [Wrapped(id=name, time=f"2019-0{n + 4}-01T10:00:00Z", layers=layers) for n, name in enumerate(names)]
     before, after = wrap(tmp_path / "a", wrapped[:3]), wrap(tmp_path / "b", wrapped[1:])
     then = pipeline.plan(recipe, BuildPaths(out=tmp_path / "o", stac=str(before)))
-    assert coverage.drift(then, str(before)) == []
+    assert catalog_drift.find_drift(then, str(before)) == []
     path = next(after.rglob(f"{names[2]}.json"))
     item = json.loads(path.read_text())
     item["properties"]["s2:processing_baseline"] = "05.00"
     path.write_text(json.dumps(item))
-    assert coverage.drift(then, str(after)) == [
+    assert catalog_drift.find_drift(then, str(after)) == [
         f"vanished: {names[0]}: not in the catalogue any more",
         f"changed: {names[2]}: baseline",
         f"new: {names[3]}",

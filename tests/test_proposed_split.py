@@ -12,7 +12,7 @@ from sgdata.audits import collect_evidence, findings, propose_split
 from sgdata.cli import app
 from sgdata.errors import SettingError
 from sgdata.shards import shard_index
-from sgdata.splits.blocks import SplitSettings
+from sgdata.splits.block_split import SplitSettings
 from tests import synthetic
 
 METRES = SplitSettings(block_px=0, gap_px=0)

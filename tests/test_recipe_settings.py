@@ -18,7 +18,7 @@ from sgdata.builds.build_recipe import BuildRecipe
 from sgdata.composite import rules
 from sgdata.datasets.types import ShardRecipe
 from sgdata.errors import SettingError
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgmodel.inference.predict import PredictRecipe
 from sgmodel.ledger.experiments import LedgerRecipe
 from sgmodel.recipes.programs import PROGRAMS
@@ -141,7 +141,7 @@ def test_settings_of_builds(change: str) -> None:
 @pytest.mark.parametrize("value", ["0", "-256"])
 def test_the_size_of_shards(value: str) -> None:
     with pytest.raises(SettingError, match=r"shard_mb.*expected 1 to"):
-        select.recipe_for("eurosat", [f"shard_mb={value}"])
+        select_samples.recipe_for("eurosat", [f"shard_mb={value}"])
 
 
 # Coordinates are checked where they become a grid, options of timm by timm. Means and published figures may be any.

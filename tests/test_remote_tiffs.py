@@ -19,9 +19,9 @@ from rasterio.transform import from_origin
 from served import Files
 
 from sgdata.errors import SourceError
-from sgdata.rasters import block_tables, blocks, geotiff
-from sgdata.rasters.block_tables import OtherLayoutError
-from sgdata.remote import host_limits, identity
+from sgdata.rasters import geotiff, tiff_blocks, tiff_header
+from sgdata.rasters.tiff_header import OtherLayoutError
+from sgdata.remote import file_identity, host_limits
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI, SceneClass
 from sgdata.staging import gdal_files, remote_tiffs, scene_staging, window_staging
@@ -223,8 +223,8 @@ def test_a_header_is_asked_for_once_and_kept(tmp_path: Path) -> None:
     with served.serving(tmp_path, tagged) as server:
         request = request_for(f"{server.url}/a.tif", tmp_path, headers=tmp_path / "headers")
         first = window_staging.stage(request)
-        assert heads[0] == f"GET bytes=0-{min(block_tables.HEADER_BYTES, (tmp_path / 'a.tif').stat().st_size) - 1}" or (
-            heads[0] == f"GET bytes=0-{block_tables.HEADER_BYTES - 1}"
+        assert heads[0] == f"GET bytes=0-{min(tiff_header.HEADER_BYTES, (tmp_path / 'a.tif').stat().st_size) - 1}" or (
+            heads[0] == f"GET bytes=0-{tiff_header.HEADER_BYTES - 1}"
         )
         assert not [line for line in heads if line.startswith("HEAD")]
         asked = len(heads)
@@ -255,7 +255,7 @@ def test_a_file_is_identified_as_by_other_requests(about: dict[str, str], tmp_pa
     with served.serving(tmp_path, dated) as server:
         request = request_for(f"{server.url}/a.tif", tmp_path)
         source = window_staging.stage(request).source
-        assert source == identity.identify_address(request.asset.href)
+        assert source == file_identity.identify_address(request.asset.href)
     assert bool(source) == bool(about)
 
 
@@ -303,13 +303,13 @@ def test_buckets_are_read_with_the_settings_of_the_user(
 
 def test_ranges_are_joined(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
-    table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")
-    runs = blocks.plan_ranges(table, [Window(row=0, col=0, height=SHAPE[0], width=SHAPE[1])])
+    table = tiff_header.parse({0: path.read_bytes()}, path.stat().st_size, "a")
+    runs = tiff_blocks.plan_ranges(table, [Window(row=0, col=0, height=SHAPE[0], width=SHAPE[1])])
     assert len(runs) == 1 and len(runs[0].blocks) == table.offsets.size  # leaders of 8 bytes lie between them
     needed = int(table.sizes[:, 1:3].sum())
-    runs = blocks.plan_ranges(table, [Window(row=0, col=128, height=SHAPE[0], width=256)])
+    runs = tiff_blocks.plan_ranges(table, [Window(row=0, col=128, height=SHAPE[0], width=256)])
     assert len(runs) == table.offsets.shape[0]  # the blocks on either side are too much to read as well
-    assert needed <= sum(run.stop - run.start for run in runs) <= (1 + blocks.GAP_SHARE) * needed
+    assert needed <= sum(run.stop - run.start for run in runs) <= (1 + tiff_blocks.GAP_SHARE) * needed
 
 
 # --- faults --------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(window_staging, "RETRY", replace(window_staging.RETRY, wait_s=0.01))
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_RETRY_DELAY", "0.01")
     monkeypatch.setitem(geotiff.READING, "GDAL_HTTP_MAX_RETRY", "2")
-    monkeypatch.setattr(block_tables, "HEADER_BYTES", 2048)
+    monkeypatch.setattr(tiff_header, "HEADER_BYTES", 2048)
     host_limits.of_host.cache_clear()
     yield
     host_limits.of_host.cache_clear()
@@ -422,7 +422,7 @@ def test_a_server_that_is_down_is_named_without_address_and_query(tmp_path: Path
 
 def test_a_damaged_block_names_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", pixels(), **chosen("COG", compress="DEFLATE"))
-    table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, "a")
+    table = tiff_header.parse({0: path.read_bytes()}, path.stat().st_size, "a")
     content = bytearray(path.read_bytes())
     at = int(table.offsets[2, 2])
     content[at + 20 : at + 60] = bytes(40)
@@ -440,7 +440,7 @@ def test_a_block_at_no_place_is_no_block_without_data(tmp_path: Path) -> None:
     """Offsets of 0 with a size, as of a file that was cut off while it was written, are an error of GDAL's."""
     path = write(tmp_path / "a.tif", pixels(), **chosen("GTiff", compress="DEFLATE", tiles=True))
     content = bytearray(path.read_bytes())
-    table = block_tables.parse({0: bytes(content)}, len(content), "a")
+    table = tiff_header.parse({0: bytes(content)}, len(content), "a")
     at = content.index(struct.pack("<3I", *table.offsets.flat[:3]))
     content[at + 4 : at + 8] = bytes(4)
     path.write_bytes(content)

@@ -33,9 +33,9 @@ from sgdata.builds import pipeline
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import omnicloudmask
 from sgdata.errors import SettingError, SgdataError, SourceError
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 from sgdata.rasters import geotiff
-from sgdata.remote import identity
+from sgdata.remote import file_identity
 from sgdata.scenes.types import Asset
 from sgdata.shards import write_shards
 from sgdata.staging import scene_files, window_staging
@@ -154,15 +154,15 @@ def test_a_file_on_a_server_is_known_by_its_etag(tmp_path: Path) -> None:
 
     with served.serving(tmp_path, tagged) as server:
         url = f"{server.url}/a.tif"
-        first = identity.identify_address(url)
-        assert first and first == identity.identify_address(url)
+        first = file_identity.identify_address(url)
+        assert first and first == file_identity.identify_address(url)
         tag[0] = '"2"'
-        assert identity.identify_address(url) not in ("", first)
+        assert file_identity.identify_address(url) not in ("", first)
         tag[0] = ""
-        assert identity.identify_address(url) == ""
-        assert identity.identify_address(f"{server.url}/b.tif") is None
-    assert identity.identify_address(url) is None
-    assert identity.identify_address("s3://bucket/a.tif") == ""
+        assert file_identity.identify_address(url) == ""
+        assert file_identity.identify_address(f"{server.url}/b.tif") is None
+    assert file_identity.identify_address(url) is None
+    assert file_identity.identify_address("s3://bucket/a.tif") == ""
 
 
 @pytest.mark.parametrize("scheme", ["http", "s3"])
@@ -223,7 +223,7 @@ def test_shards_of_a_changed_source_are_packed_again(name: str, packed: bool, tm
     """Change one byte of a file, or of an archive, of equal size and time; the journal must not hide it."""
     dataset, make, edition, _ = SOURCES[name]
     source = make(tmp_path / "source") if name != "segmunich" else synthetic.segmunich_released(tmp_path / "source")
-    chosen = replace(select.recipe_for(dataset), edition=edition)
+    chosen = replace(select_samples.recipe_for(dataset), edition=edition)
     if packed:
         source = Path(shutil.make_archive(str(tmp_path / "source"), "tar", source))
     out = tmp_path / "out"

@@ -20,17 +20,17 @@ import rasterio
 from stac_wrap import Wrapped, wrap
 
 from sgdata import files, output_lock, output_names, package_data
-from sgdata.builds import build_folder, build_recipe, pipeline
+from sgdata.builds import build_folder, build_recipe, pipeline, plan_summary
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.composite import tiles
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SettingError, SourceError
-from sgdata.scenes import coverage, lock
+from sgdata.scenes import catalog_drift, lock
 from sgdata.scenes.aoi import Area
 from sgdata.scenes.offsets import OffsetSettings
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
 from sgdata.shards import contracts
-from sgdata.simulation import score
+from sgdata.simulation import compare_truth
 from sgdata.staging import scene_files, window_staging
 from sgdata.types import Array, Grid
 
@@ -128,7 +128,7 @@ def test_items_are_left_out_by_id_and_named_in_the_lock(tmp_path: Path, recipe: 
     planned = pipeline.plan(less, places)
     assert [item.scene.id for item in planned.items] == [one.id for one in scenes]  # the other twin takes its place
     assert {d.id: d.reason for d in planned.dropped} == {twin.id: "left out by the recipe"}
-    assert coverage.drift(planned, str(home)) == []
+    assert catalog_drift.find_drift(planned, str(home)) == []
     # Another one of a lock that is there, as after a build that stopped at it.
     out = pipeline.build(replace(less, leave_out=(scenes[0].id,)), replace(places, out=tmp_path / "b"), locked=planned)
     held = lock.read(out)
@@ -370,7 +370,7 @@ def test_plan_reads_no_pixel_and_counts_months(tmp_path: Path, recipe: BuildReci
     planned = pipeline.plan(recipe, BuildPaths(out=tmp_path / "b", stac=str(tmp_path / "a")))
     assert planned.state == "planned"
     assert lock.read(tmp_path / "b" / lock.NAME) == planned
-    rows = {row.month: row for row in coverage.count_months(planned)}
+    rows = {row.month: row for row in plan_summary.count_months(planned)}
     assert len(rows) == 12
     assert (rows["2019-05"].passes, rows["2019-06"].scenes, rows["2019-07"].scenes) == (2, 0, 1)
     raw = 150 * 140 * (4 * 2 + 6 * 2 / 4 + 2 * 2 / 36 + 1 / 4)
@@ -551,7 +551,7 @@ def test_the_simulated_city_builds_with_labels(tmp_path: Path, city: Path, recip
     assert (labels == truth)[mapped].mean() > 0.95
     assert (out / "labels.tif.aux.xml").exists()
     built = lock.read(out / lock.NAME)
-    clouds = score.true_clouds(city, [item.scene.id for item in built.items])
-    assert score.residual_cloud(pixels(out / "provenance.tif")[0], clouds) < 0.003
+    clouds = compare_truth.true_clouds(city, [item.scene.id for item in built.items])
+    assert compare_truth.residual_cloud(pixels(out / "provenance.tif")[0], clouds) < 0.003
     assert set(built.answers) == {"city.osm"}
     assert set(built.outputs) == {"image.tif", "provenance.tif", "labels.tif", "label_source.tif"}

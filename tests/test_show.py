@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 from sgdata import files, output_names, verification
 from sgdata.errors import OutputError, SourceError
-from sgdata.pages import charts, folder, html, raster_tiles, run, samples
+from sgdata.pages import charts, html, output_page, raster_tiles, run, samples
 from sgdata.rasters import cog
 from sgdata.scenes import lock
 from sgdata.shards import tar_format
@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shown(built: Path) -> Path:
-    return folder.write(built, built.with_name("page"))
+    return output_page.write(built, built.with_name("page"))
 
 
 @pytest.fixture
@@ -123,12 +123,12 @@ def test_tiles_and_overview_equal_the_values_of_rasterio(
 
 
 def test_the_same_input_gives_the_same_bytes(built: Path, shown: Path, tmp_path: Path) -> None:
-    again = folder.write(built, tmp_path / "elsewhere" / "page")
+    again = output_page.write(built, tmp_path / "elsewhere" / "page")
     assert (again.parent / output_names.SUMS).read_bytes() == (shown.parent / output_names.SUMS).read_bytes()
     assert verification.verify(shown.parent) == []
     # A second page over the first leaves nothing of it.
     (again.parent / "values" / "old.js").write_text("old")
-    folder.write(built, again.parent)
+    output_page.write(built, again.parent)
     assert verification.verify(again.parent) == []
 
 
@@ -148,25 +148,25 @@ def test_builds_of_older_composites_are_shown_without_bright_targets(bands: int,
     files.write_sums(build)
     if not layers:
         with pytest.raises(SourceError, match=r"provenance.tif: has 3 bands.*build it again"):
-            folder.write(build, tmp_path / "page")
+            output_page.write(build, tmp_path / "page")
         return
-    text = folder.write(build, tmp_path / "page").read_text()
+    text = output_page.write(build, tmp_path / "page").read_text()
     assert (bands == 5) == ("Bright targets" in text) == ("cloud on all dates" in text)
     assert "Valid observations" in text
 
 
 def test_other_folders_are_neither_shown_nor_replaced(built: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"holds none of image\.tif"):
-        folder.write(tmp_path, tmp_path / "page")
+        output_page.write(tmp_path, tmp_path / "page")
     with pytest.raises(SourceError, match="no such file"):
-        folder.write(tmp_path / "absent", tmp_path / "page")
+        output_page.write(tmp_path / "absent", tmp_path / "page")
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "thesis.tex").write_text("years")
     with pytest.raises(OutputError, match="files that are not an earlier page"):
-        folder.write(built, tmp_path / "work")
+        output_page.write(built, tmp_path / "work")
     assert (tmp_path / "work" / "thesis.tex").read_text() == "years"
     # The refusal above left a begun page behind: it is ours.
-    assert folder.write(built, tmp_path / "page").is_file()
+    assert output_page.write(built, tmp_path / "page").is_file()
 
 
 def test_texts_are_escaped_and_findings_shown(shown: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None
     ledger = {"title": "City", "tables": [{**table, "sentences": ["so be it"], "audit": [], "audited": False}]}
     (trained.parent / "ledger.json").write_text(json.dumps(ledger))
     (trained.parent / "shards" / output_names.INDEX).unlink()
-    text = folder.write(trained.parent, tmp_path / "page").read_text("utf-8")
+    text = output_page.write(trained.parent, tmp_path / "page").read_text("utf-8")
     assert "City: miou" in text
     assert "run: Confusion matrix" in text
 
@@ -423,7 +423,7 @@ def test_readable_in_light_and_dark_and_at_360_pixels(browser: Any, shown: Path,
 
 def test_samples_are_filtered(browser: Any, tmp_path: Path) -> None:
     source = synthetic_shards.write(tmp_path / "shards", train=9, val=3)
-    tab = opened(browser, folder.write(source, tmp_path / "page"))
+    tab = opened(browser, output_page.write(source, tmp_path / "page"))
     assert tab.inner_text(".gallery [role=status]") == "12 shown"
     tab.select_option('.gallery [name="split"]', "val")
     assert tab.locator(".card:visible").count() == 3
@@ -436,7 +436,7 @@ def test_samples_are_filtered(browser: Any, tmp_path: Path) -> None:
 
 
 def test_a_run_is_drawn(browser: Any, trained: Path, tmp_path: Path) -> None:
-    tab = opened(browser, folder.write(trained, tmp_path / "page"))
+    tab = opened(browser, output_page.write(trained, tmp_path / "page"))
     assert tab.locator(".chart canvas").count() >= 3
     assert tab.locator(".matrix td").count() == 17
     assert tab.faults == []
@@ -447,7 +447,7 @@ def test_a_run_is_drawn(browser: Any, trained: Path, tmp_path: Path) -> None:
 def test_the_whole_of_munich_opens_at_once(browser: Any, tmp_path: Path) -> None:
     shape = (3847, 2958)
     large = synthetic_build.write(tmp_path / "build", shape)
-    index = folder.write(large, tmp_path / "page")
+    index = output_page.write(large, tmp_path / "page")
     sizes = {path: path.stat().st_size for path in index.parent.rglob("*") if path.is_file()}
     # Less than the rasters themselves, and little of it is read to open the page.
     assert sum(sizes.values()) < sum(path.stat().st_size for path in large.glob("*.tif"))

@@ -21,7 +21,7 @@ from sgdata import files, output_names, package_data
 from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
-from sgdata.simulation import archive, arrangement, ground, items, noise, scenarios, sky, spectra, surface, truth
+from sgdata.simulation import archive, context_textures, ground, items, noise, scenarios, sky, spectra, surface, truth
 from sgdata.simulation.sketch import kinds, roads
 from sgdata.types import Array, Grid, Window
 
@@ -226,14 +226,14 @@ def test_the_second_epoch_is_built_felled_and_dug(city: Path) -> None:
 def test_the_tables_of_both_grounds_name_each_other(town: Town) -> None:
     drawn = {name for kind in kinds().values() for name in kind.arrangements}
     drawn |= {road.cover for road in roads().values()}
-    assert drawn == set(arrangement.cover_ids())
-    table = arrangement.covers()
+    assert drawn == set(context_textures.cover_ids())
+    table = context_textures.covers()
     for number, row in enumerate(package_data.table("simulated_arrangements")):
         # Every material of a list is drawn equally often.
         found, times = np.unique(table.a[number], return_counts=True)
         weights = Counter(row["a"].split())
         assert dict(zip(found, times, strict=True)) == {
-            list(spectra.calendars()).index(name): arrangement.CHOICES * n // weights.total()
+            list(spectra.calendars()).index(name): context_textures.CHOICES * n // weights.total()
             for name, n in weights.items()
         }
     # The plain ground is painted without what the other needs.
@@ -292,13 +292,13 @@ def test_neighbours_tell_what_a_pixel_does_not(town: Town, mosaic_town: Town) ->
 
 
 def test_rows_and_lots_have_the_size_of_the_table() -> None:
-    ids, n = arrangement.cover_ids(), 240
+    ids, n = context_textures.cover_ids(), 240
     rows, cols = np.arange(n) + 5000, np.arange(n) + 7000
     flat = np.zeros((n, n), np.int64)
 
     def share(cover: str, angle: float) -> Array:
         what = np.full((n, n), ids[cover], np.uint8)
-        made = arrangement.textured((rows, cols), 3, what, flat + 77, flat + np.float32(angle), flat, flat)
+        made = context_textures.textured((rows, cols), 3, what, flat + 77, flat + np.float32(angle), flat, flat)
         return np.asarray(made.mix)
 
     # Rows 40 m apart that run along the parcel: one wave in four pixels across it, none along it.
@@ -310,13 +310,13 @@ def test_rows_and_lots_have_the_size_of_the_table() -> None:
     assert share("orchard", 0.4).mean() == pytest.approx(0.5, abs=0.02)
     assert share("houses", 0.4).mean() == pytest.approx(7 / 8 * 0.6 * 0.45, rel=0.15)
     for cover in ("scrub", "marsh", "park"):
-        fill = arrangement.covers().fill_across[ids[cover]]
+        fill = context_textures.covers().fill_across[ids[cover]]
         assert share(cover, 0).mean() == pytest.approx(fill, abs=0.12), cover
 
 
 def test_low_sun_deepens_the_shade_of_crowns(mosaic_town: Town) -> None:
     winter, summer = (truth.clear_ground(mosaic_town.surface, day)[7] for day in (355, 172))
-    woods = mosaic_town.surface.cover[6:-6, 6:-6] == arrangement.cover_ids()["woods"]
+    woods = mosaic_town.surface.cover[6:-6, 6:-6] == context_textures.cover_ids()["woods"]
     spread = [np.std(image[woods]) / np.mean(image[woods]) for image in (winter, summer)]
     assert spread[0] > 1.3 * spread[1]
     assert spectra.shadow_length(355) > 3 > 0.6 > spectra.shadow_length(172)

@@ -14,7 +14,7 @@ from sgdata import package_data
 from sgdata.audits import collect_evidence, draw_splits
 from sgdata.cli import app
 from sgdata.errors import SettingError
-from sgdata.packing import select, split_lists
+from sgdata.packing import select_samples, split_lists
 from sgdata.shards import shard_index
 from sgdata.splits import ground_distance, ground_splits, split_table
 from sgdata.splits.ground_distance import Ground
@@ -241,21 +241,23 @@ def test_one_command_draws_and_another_packs_by_the_table(tmp_path: Path) -> Non
 
 def test_lists_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> None:
     source = synthetic.eurosat_rgb(tmp_path / "source")
-    recipe = select.recipe_for("eurosat", ["edition=rgb", "splits=spectralgpt"])
+    recipe = select_samples.recipe_for("eurosat", ["edition=rgb", "splits=spectralgpt"])
     for split in ("train", "val"):
         (tmp_path / f"spectralgpt_{split}.txt").write_text(f"River_{len(split)}\n")
     from sgdata.datasets import eurosat
 
     with pytest.raises(SettingError, match="1 samples that are not those of the published list 'spectralgpt' train"):
-        select.list_samples(recipe, source, eurosat.list_samples, select.SampleInputs(splits=tmp_path))
+        select_samples.list_samples(recipe, source, eurosat.list_samples, select_samples.SampleInputs(splits=tmp_path))
     (tmp_path / "spectralgpt_val.txt").unlink()
     with pytest.raises(SettingError, match="lacks a list of 'spectralgpt': spectralgpt_train.txt, spectralgpt_val.txt"):
-        select.list_samples(recipe, source, eurosat.list_samples, select.SampleInputs(splits=tmp_path))
+        select_samples.list_samples(recipe, source, eurosat.list_samples, select_samples.SampleInputs(splits=tmp_path))
     with pytest.raises(SettingError, match="no such folder; give the folder of the lists"):
-        select.list_samples(recipe, source, eurosat.list_samples, select.SampleInputs(splits=tmp_path / "official"))
-    unknown = select.recipe_for("eurosat", ["edition=rgb", "splits=ground-9"])
+        select_samples.list_samples(
+            recipe, source, eurosat.list_samples, select_samples.SampleInputs(splits=tmp_path / "official")
+        )
+    unknown = select_samples.recipe_for("eurosat", ["edition=rgb", "splits=ground-9"])
     with pytest.raises(SettingError, match="known: random, spatial, spectralgpt, ground-0, .*ground-4"):
-        select.list_samples(unknown, source, eurosat.list_samples)
+        select_samples.list_samples(unknown, source, eurosat.list_samples)
 
 
 @pytest.mark.parametrize("name", ["bigearthnet", "fmow"])
@@ -392,7 +394,7 @@ def test_an_audit_counts_neighbours_and_overlaps_of_a_published_split(tmp_path: 
 def test_overlaps_within_a_split_are_counted_and_no_finding(tmp_path: Path) -> None:
     source = synthetic.eurosat_rgb(tmp_path / "source", classes=("River",), each=2)
     (tmp_path / "it.tsv").write_text("name\tlatitude\tlongitude\nRiver_1\t44\t20\nRiver_2\t44.003\t20\n")
-    inputs = select.SampleInputs(coordinates=tmp_path / "it.tsv")
+    inputs = select_samples.SampleInputs(coordinates=tmp_path / "it.tsv")
     from sgdata.audits import checks
 
     subject = collect_evidence.detect_subject(source, dataset="eurosat", edition="rgb", split="", inputs=inputs)

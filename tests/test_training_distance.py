@@ -259,12 +259,12 @@ def test_logistic_regression_separates_classes(classes: int) -> None:
 
 
 def test_the_recipes_of_statistics_run_with_each_budget(tmp_path: Path) -> None:
-    from sgdata.packing import pack, select
+    from sgdata.packing import pack, select_samples
     from tests import synthetic
 
     source = synthetic.eurosat_rgb(tmp_path / "source", each=12)
     shards = tmp_path / "shards"
-    rgb = select.recipe_for("eurosat", ["edition=rgb", "splits=ground-0"])
+    rgb = select_samples.recipe_for("eurosat", ["edition=rgb", "splits=ground-0"])
     pack.pack("eurosat", source=source, out=shards, recipe=rgb)
     figures = {}
     for name, budget in (("knn", ""), ("logistic", ""), ("knn", "10%")):

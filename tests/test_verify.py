@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sgdata import files, output_names, side_files, verification
+from sgdata import files, output_names, sidecar_files, verification
 from sgdata.errors import OutputError, SettingError
 
 
@@ -235,11 +235,11 @@ def test_other_files_and_links_by_the_names_of_side_files_are_differences(output
 def test_statistics_added_to_class_names_are_a_remark(output: Path) -> None:
     path = output / "labels.tif.aux.xml"
     names = {0: "Forest & <wood>", 2: "water", 255: "unmapped"}
-    files.write(path, side_files.categories(names))
+    files.write(path, sidecar_files.categories(names))
     files.write_sums(output)
     added = STATISTICS.replace("%s\n", "%s", 1) % ("", "")
     for name in ("water", "lake"):
-        inside = side_files.categories(names | {2: name}).decode()
+        inside = sidecar_files.categories(names | {2: name}).decode()
         inside = inside[inside.index("<CategoryNames>") : inside.index("</PAMRasterBand>")]
         path.write_text(added.replace("<Metadata>", f"{inside}<Metadata>", 1))
         found = verification.inspect(output)

@@ -20,7 +20,7 @@ from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
 from sgdata.errors import SettingError, SourceError
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgdata.rasters import dihedral, resample
 from sgdata.scenes import lock
 from sgdata.shards import contracts, shard_index, statistics, tar_format, write_shards
@@ -66,7 +66,7 @@ def detect_subject(
     dataset: str | None = None,
     edition: str | None = None,
     split: str | None = None,
-    inputs: select.SampleInputs | None = None,
+    inputs: select_samples.SampleInputs | None = None,
     lock_of: Path | None = None,
 ) -> Subject:
     """Detect what `path` is, without reading pixels.
@@ -111,10 +111,12 @@ def detect_subject(
     if archives.is_stream(path):
         raise SettingError(f"{path}: a compressed tar cannot be audited; shard it and audit the shards")
     tried = []
-    recipes = [select.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition, split)
+    recipes = [select_samples.recipe_for("segmunich")] if kind == "build" else _recipes(dataset, edition, split)
     for recipe in recipes:
         try:
-            source, listing, contract = select.list_samples(recipe, path, reader(recipe.dataset).list_samples, inputs)
+            source, listing, contract = select_samples.list_samples(
+                recipe, path, reader(recipe.dataset).list_samples, inputs
+            )
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
@@ -130,7 +132,7 @@ def detect_subject(
 def _recipes(dataset: str | None, edition: str | None, split: str | None) -> Iterator[ShardRecipe]:
     """Yield the recipe of each dataset and edition to try, with the split set `split` or published splits."""
     for name in [dataset] if dataset else cards.names():
-        recipe = select.recipe_for(name)
+        recipe = select_samples.recipe_for(name)
         for each in cards.card(name).editions:
             if edition in (None, each.name):
                 published = [split.name for split in each.splits]

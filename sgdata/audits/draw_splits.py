@@ -16,7 +16,7 @@ from sgdata.datasets.readers import open_samples
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing import split_lists
 from sgdata.splits import ground_distance, ground_splits, split_table
-from sgdata.splits.blocks import LEFT_OUT, SPLITS
+from sgdata.splits.block_split import LEFT_OUT, SPLITS
 from sgdata.splits.ground_distance import Ground
 from sgdata.splits.ground_splits import DrawSettings
 from sgdata.splits.split_table import Header, PublishedList, SplitTable

@@ -12,8 +12,8 @@ from sgdata.audits import checks, findings
 from sgdata.audits.evidence import AuditEvidence
 from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
-from sgdata.splits import blocks, shared_ground
-from sgdata.splits.blocks import LEFT_OUT, SplitReport, SplitSettings
+from sgdata.splits import block_split, shared_ground
+from sgdata.splits.block_split import LEFT_OUT, SplitReport, SplitSettings
 
 # Default side of a block in samples, as in the build recipes: neighbours within a block look alike.
 SIDES = 4
@@ -45,7 +45,7 @@ def propose(evidence: AuditEvidence, settings: SplitSettings) -> tuple[AuditEvid
     counts = [
         [facts.classes.get(number, 0) for number in evidence.contract.label_space.ids] for facts in evidence.facts
     ]
-    parts, report = blocks.split(boxes, np.array(counts, float).reshape(len(footprints), -1), chosen)
+    parts, report = block_split.split(boxes, np.array(counts, float).reshape(len(footprints), -1), chosen)
     if report.empty:
         raise SettingError(
             f"blocks of {chosen.block_px} m leave {', '.join(report.empty)} empty over {np.ptp(boxes[:, 0]):.0f} m by "

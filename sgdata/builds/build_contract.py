@@ -14,7 +14,7 @@ from sgdata.rasters.resample import VERSION as RESAMPLING_VERSION
 from sgdata.rasters.resample import Kernel
 from sgdata.sentinel2 import MSI, bands
 from sgdata.shards import contracts, statistics
-from sgdata.splits import blocks
+from sgdata.splits import block_split
 from sgdata.types import CONTRACT_FORMAT, Contract, LabelSpace, Level
 
 log = logging.getLogger("sgdata")
@@ -40,7 +40,7 @@ def write_contract(
         for window in grids.cut_tiles(dataset.shape, TILE_PX):
             histogram += statistics.counts(dataset.read(window=window.slices)[:, train[window.slices]][:, None])
     labelled = (folder / output_names.LABELS).exists()
-    splits = {split: int((rows["split"] == split).sum()) for split in blocks.SPLITS}
+    splits = {split: int((rows["split"] == split).sum()) for split in block_split.SPLITS}
     side = int(rows["height"].iloc[0]) if len(rows) else 0
     identity = [outputs, rows["key"].tolist(), rows["split"].tolist()]
     contracts.write(

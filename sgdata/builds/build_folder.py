@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sgdata import files, output_names
-from sgdata.builds import usage
+from sgdata.builds import scene_usage
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.errors import OutputError, SourceError
 from sgdata.labels import lost_features
@@ -127,7 +127,7 @@ def write_usage(
         names = list(image.descriptions)
         # Composites without these bands use their first one.
         red, blue = (names.index(name) + 1 if name in names else 1 for name in ("B04", "B02"))
-        counter = usage.UsageCounter(image.shape[1])
+        counter = scene_usage.UsageCounter(image.shape[1])
         for window in grids.cut_tiles(image.shape, 512):
             # Both at once: a block holds all bands, and is decoded again for each separate read.
             planes = image.read([red, blue], window=window.slices)

@@ -18,7 +18,7 @@ from sgdata.labels.rasterize import LabelSettings
 from sgdata.rasters import resample
 from sgdata.scenes import aoi, offsets, search
 from sgdata.sentinel2 import MSI
-from sgdata.splits.blocks import SplitSettings
+from sgdata.splits.block_split import SplitSettings
 from sgdata.types import Grid, Level
 
 THREADS = 2

@@ -14,7 +14,7 @@ from sgdata import output_names
 from sgdata.builds import patch_table
 from sgdata.labels import rasterize
 from sgdata.rasters import geotiff, grids, vectors
-from sgdata.splits import blocks
+from sgdata.splits import block_split
 from sgdata.types import Array, Grid, LabelSpace, Window
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def cut(
     name: str,
     grid: Grid,
     settings: PatchSettings,
-    split: blocks.SplitSettings,
+    split: block_split.SplitSettings,
     *,
     space: LabelSpace,
     outline: str | None = None,
@@ -64,8 +64,8 @@ def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Wi
 
 
 def split_area(
-    boxes: Array, counts: Array, settings: blocks.SplitSettings
-) -> tuple[tuple[str, ...], blocks.SplitReport]:
+    boxes: Array, counts: Array, settings: block_split.SplitSettings
+) -> tuple[tuple[str, ...], block_split.SplitReport]:
     """Split by `settings`, or by smaller blocks where the area is too small for them.
 
     An area is too small if a part is empty or train is smaller than val. Then the largest blocks are used with which no
@@ -73,16 +73,16 @@ def split_area(
     """
     more_to_train = 1 - settings.test_share > 2 * settings.val_share
 
-    def faults(report: blocks.SplitReport) -> tuple[int, bool, int]:
+    def faults(report: block_split.SplitReport) -> tuple[int, bool, int]:
         # Most of the patches in val, unless wanted so, is nearly as useless as none there.
         small = more_to_train and report.boxes["train"] < report.boxes["val"]
         return len(report.empty), small, sum(map(len, report.lacking.values()))
 
-    attempts = [(settings, *blocks.split(boxes, counts, settings))]
+    attempts = [(settings, *block_split.split(boxes, counts, settings))]
     # A class that is lacking in a large area is rare: no reason to leave the recipe.
     if settings.method == "blocks" and any(faults(attempts[0][2])[:2]):
         for smaller in _smaller_settings(boxes, settings):
-            attempts.append((smaller, *blocks.split(boxes, counts, smaller)))
+            attempts.append((smaller, *block_split.split(boxes, counts, smaller)))
             if not any(faults(attempts[-1][2])):
                 break
     used, splits, report = min(attempts, key=lambda attempt: faults(attempt[2]))
@@ -92,7 +92,7 @@ def split_area(
     return splits, report
 
 
-def _smaller_settings(boxes: Array, settings: blocks.SplitSettings) -> Iterator[blocks.SplitSettings]:
+def _smaller_settings(boxes: Array, settings: block_split.SplitSettings) -> Iterator[block_split.SplitSettings]:
     """Yield ever smaller blocks, not below a patch, that divide the area evenly, first with proportional gaps."""
     side = int((boxes[:, 2:4] - boxes[:, 0:2]).max(initial=0))
     extent = int((boxes[:, 2:4].max(axis=0) - boxes[:, 0:2].min(axis=0)).max())

@@ -6,9 +6,9 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+from sgdata.builds import build_cost
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.errors import OutputError
-from sgdata.scenes import build_cost
 from sgdata.scenes.lock import Lock
 
 

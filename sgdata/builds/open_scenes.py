@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sgdata import output_names, urls
-from sgdata.builds import fetch
+from sgdata.builds import fetch_scenes
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, recipe_for
 from sgdata.composite import cloud_masks
 from sgdata.errors import SettingError, SourceError
@@ -105,7 +105,9 @@ class SceneStack:
 
 def _prepare(build_lock: lock.Lock, recipe: BuildRecipe, paths: BuildPaths) -> SceneStack:
     """Read the mask layers of all scenes and compute their clear scores."""
-    requests = tuple(fetch.scene_request(item.scene, recipe, build_lock.grid, paths) for item in build_lock.items)
+    requests = tuple(
+        fetch_scenes.scene_request(item.scene, recipe, build_lock.grid, paths) for item in build_lock.items
+    )
     mask_requests = [
         replace(request, windows={name: window for name, window in request.windows.items() if name not in recipe.bands})
         for request in requests
@@ -129,7 +131,7 @@ def _prepare(build_lock: lock.Lock, recipe: BuildRecipe, paths: BuildPaths) -> S
         grid=build_lock.grid,
         bands=recipe.bands,
         requests=requests,
-        scenes=fetch.add_clear_masks(recipe, with_offsets, build_lock.grid, paths),
+        scenes=fetch_scenes.add_clear_masks(recipe, with_offsets, build_lock.grid, paths),
         kernel=recipe.resampling,
         outline=build_lock.outline,
     )

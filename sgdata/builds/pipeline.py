@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 
 from sgdata import files, local_paths, output_lock, output_names, pool, progress, urls
-from sgdata.builds import build_contract, build_folder, build_recipe, cut_patches, disk_space, fetch
+from sgdata.builds import (
+    build_contract,
+    build_folder,
+    build_recipe,
+    cut_patches,
+    disk_space,
+    fetch_scenes,
+    plan_summary,
+)
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe, assets, check, resolved
 from sgdata.composite import rules, select_dates, tiles
 from sgdata.errors import OutputError, SettingError
@@ -63,7 +71,7 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
     scenes, left_out = search.search(address, query, allow_private_hosts=paths.allow_private_hosts)
     unusable = [scene for scene in left_out if isinstance(scene, Unusable)]
     usable, dropped = coverage.select_tiles(scenes, grid, unusable, outline=outline)
-    fetch.check_lost(recipe, len(usable), dropped)
+    fetch_scenes.check_lost(recipe, len(usable), dropped)
     if not usable:
         reasons = "; ".join(f"{item.id}: {item.reason}" for item in dropped[:3])
         raise SettingError(
@@ -89,13 +97,13 @@ def plan(recipe: BuildRecipe, paths: BuildPaths) -> Lock:
         baselines=recipe.source.baselines,
         outline=outline,
     )
-    if not coverage.summarise_area(build_lock).covered:
+    if not plan_summary.summarise_area(build_lock).covered:
         raise SettingError(f"area: none of the {len(usable)} scenes in {address} covers any of it; choose another area")
     lock.write(paths.out / lock.NAME, build_lock)
-    if sparse_months := coverage.describe_sparse_months(coverage.count_months(build_lock)):
+    if sparse_months := plan_summary.describe_sparse_months(plan_summary.count_months(build_lock)):
         log.warning("%s: %s", address, sparse_months)
-    if coverage.mixes_twins(build_lock):
-        log.warning("%s: %s", address, coverage.describe_baselines(build_lock))
+    if plan_summary.mixes_twins(build_lock):
+        log.warning("%s: %s", address, plan_summary.describe_baselines(build_lock))
     return build_lock
 
 
@@ -164,7 +172,7 @@ def build(recipe: BuildRecipe, paths: BuildPaths, *, locked: Lock | None = None,
         disk_space.check_disk(recipe, planned_lock, paths)
         # Labels first: a server that refuses, or a damaged file, must not be found after hours of reading pixels.
         answers = write_labels(recipe, planned_lock, paths)
-        fetched_lock, scenes = fetch.fetch_scenes(recipe, planned_lock, paths)
+        fetched_lock, scenes = fetch_scenes.fetch_scenes(recipe, planned_lock, paths)
         render(recipe, fetched_lock, scenes, paths, paths.out)
         outputs = write_patches(recipe, fetched_lock, paths)
         finished_lock = replace(fetched_lock, state="built", answers=answers, outputs=outputs)
@@ -266,7 +274,7 @@ def composite_job(
     settings = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, build_lock.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in build_lock.items]
     name = lock.sha256([rules.VERSION, resample.VERSION, settings, items])[:16]
-    masked = fetch.add_clear_masks(recipe, scenes, build_lock.grid, paths)
+    masked = fetch_scenes.add_clear_masks(recipe, scenes, build_lock.grid, paths)
     return tiles.CompositeJob(
         grid=build_lock.grid,
         bands=recipe.bands,

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from sgdata import files, output_names, pool, progress, reuse, urls
-from sgdata.builds import build_folder
+from sgdata.builds import build_cost, build_folder, plan_summary
 from sgdata.builds.build_recipe import BuildPaths, BuildRecipe
 from sgdata.builds.patch_table import read as read_patches
 from sgdata.builds.place_list import SUMMARY, PlaceEntry
 from sgdata.errors import ExitCode, ServiceError, SgdataError, describe_library_error
-from sgdata.remote import identity
-from sgdata.scenes import build_cost, coverage, lock
+from sgdata.remote import file_identity
+from sgdata.scenes import lock
 from sgdata.scenes.lock import Lock
 
 _FILES = frozenset({"gap_fill", "raster", "sea"})
@@ -92,7 +92,7 @@ class PlacePlan:
     message: str = ""
     build_lock: Lock | None = None
     cost: build_cost.Cost | None = None
-    area: coverage.AreaSummary | None = None
+    area: plan_summary.AreaSummary | None = None
     holes: str = ""
 
 
@@ -149,8 +149,8 @@ def _plan_place(job: PlaceJob) -> PlacePlan:
             build_lock = job.locked or pipeline.plan(job.recipe, job.paths)
             address = job.paths.stac or job.recipe.source.stac
             cost = build_cost.estimate_cost(build_lock, address, workers=1)
-            holes = coverage.describe_sparse_months(coverage.count_months(build_lock))
-            area = coverage.summarise_area(build_lock)
+            holes = plan_summary.describe_sparse_months(plan_summary.count_months(build_lock))
+            area = plan_summary.summarise_area(build_lock)
         except Exception as error:  # of one place, and no reason to leave the others unplanned
             code, message = _describe_failure(error)
             return PlacePlan(place=name, folder=folder, code=code, message=message)
@@ -285,7 +285,7 @@ def _identity(job: PlaceJob) -> str:
     masks = sorted(paths.masks.glob("*.tif")) if paths.masks else []
     addresses = [urls.without_secrets(str(path)) for path in (paths.stac, *local)]
     return lock.sha256(
-        [job.recipe, job.locked, job.exact, addresses, identity.identify_files([*map(str, local), *masks])]
+        [job.recipe, job.locked, job.exact, addresses, file_identity.identify_files([*map(str, local), *masks])]
     )
 
 

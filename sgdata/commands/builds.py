@@ -110,8 +110,7 @@ def plan(
     workers: Workers = 1,
 ) -> Outcome[Any]:
     """Search the catalogue and write a lock: the scenes to use, with scenes per month and bytes. Reads no pixels."""
-    from sgdata.builds import build_recipe, pipeline
-    from sgdata.scenes import coverage
+    from sgdata.builds import build_recipe, pipeline, plan_summary
 
     overrides: dict[str, object] = {
         "bbox": bbox, "aoi": aoi, "feature": feature, "place": place[0] if place else None, "dates": dates,
@@ -126,7 +125,7 @@ def plan(
         jobs = place_options.place_jobs(several, recipe or name, overrides, changes, paths)
         return place_options.plan_places(jobs, paths.out, workers=workers, allow_holes=allow_holes)
     planned = pipeline.plan(chosen, paths)
-    holes = coverage.describe_sparse_months(coverage.count_months(planned))
+    holes = plan_summary.describe_sparse_months(plan_summary.count_months(planned))
     refused = f"{holes}; choose other dates or another catalogue, or give --allow-holes"
     return _plan_outcome(planned, chosen, paths, value=planned, refusal=refused if holes and not allow_holes else "")
 
@@ -280,12 +279,12 @@ def drift(
 ) -> Outcome[list[str]]:
     """Compare a lock with the catalogue of today: list vanished, changed and new items. Exits with 3 if any differ."""
     from sgdata.builds import build_recipe
-    from sgdata.scenes import coverage
+    from sgdata.scenes import catalog_drift
     from sgdata.scenes import lock as locks
 
     # A lock does not record the catalogue, since several providers host the same scenes.
     address = stac or build_recipe.recipe_for("segmunich").source.stac
-    differences = coverage.drift(locks.read(lock), address, allow_private_hosts=allow_private_hosts)
+    differences = catalog_drift.find_drift(locks.read(lock), address, allow_private_hosts=allow_private_hosts)
 
     def show() -> None:
         print("\n".join(map(one_line, differences)) or f"{lock}: no differences from {address}")

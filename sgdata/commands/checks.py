@@ -26,7 +26,7 @@ from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
     from sgdata.audits.findings import AuditReport
-    from sgdata.splits.blocks import SplitReport
+    from sgdata.splits.block_split import SplitReport
     from sgdata.status import Status
 
 T = TypeVar("T")
@@ -126,11 +126,11 @@ def audit(
     Exits with 3 if there are findings.
     """
     from sgdata.audits import checks, collect_evidence
-    from sgdata.packing import select
+    from sgdata.packing import select_samples
     from sgdata.pages import audit_page
 
     log_lines.listen(quiet)
-    inputs = select.SampleInputs(coordinates=coordinates, splits=splits)
+    inputs = select_samples.SampleInputs(coordinates=coordinates, splits=splits)
     subject = collect_evidence.detect_subject(
         path, dataset=dataset, edition=edition, split=split, inputs=inputs, lock_of=build
     )
@@ -164,13 +164,13 @@ def split(
     Exits with 3 if the audit has findings.
     """
     from sgdata.audits import collect_evidence, propose_split
-    from sgdata.packing import select
-    from sgdata.splits.blocks import SplitSettings
+    from sgdata.packing import select_samples
+    from sgdata.splits.block_split import SplitSettings
 
     log_lines.listen(quiet)
     if val_share + test_share >= 1:
         raise SettingError(f"--val-share {val_share}, --test-share {test_share}: expected a sum below 1; lower them")
-    inputs = select.SampleInputs(coordinates=coordinates)
+    inputs = select_samples.SampleInputs(coordinates=coordinates)
     subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, inputs=inputs)
     evidence = collect_evidence.collect_evidence(subject, workers=workers)
     settings = SplitSettings(block_px=block, gap_px=gap, val_share=val_share, test_share=test_share, seed=seed)
@@ -207,12 +207,12 @@ def draw_splits(
 ) -> Outcome[Path]:
     """Draw splits by ground for a dataset with coordinates, with nested label budgets, and write them as one table."""
     from sgdata.audits import collect_evidence, draw_splits
-    from sgdata.packing import select
+    from sgdata.packing import select_samples
     from sgdata.splits import split_table
     from sgdata.splits.ground_splits import DrawSettings
 
     log_lines.listen(quiet)
-    inputs = select.SampleInputs(coordinates=coordinates)
+    inputs = select_samples.SampleInputs(coordinates=coordinates)
     subject = collect_evidence.detect_subject(path, dataset=dataset, edition=edition, split="", inputs=inputs)
     settings = DrawSettings(
         block_m=block, gap_m=gap, val_share=val_share, test_share=test_share, draws=draws, seed=seed,

@@ -85,11 +85,11 @@ def fetch(
 ) -> Outcome[Path]:
     """Download the official files of a dataset. Resumes interrupted downloads and verifies published checksums."""
     from sgdata.datasets import download
-    from sgdata.packing import select
+    from sgdata.packing import select_samples
 
     log_lines.listen(quiet)
-    recipe = select.recipe_for(dataset)
-    folder = out or select.download_folder(recipe)
+    recipe = select_samples.recipe_for(dataset)
+    folder = out or select_samples.download_folder(recipe)
     need = download.plan(dataset, edition or recipe.edition, folder, part or ())
     sizes = [f"{source.bytes:,} bytes" if source.bytes else "size not known" for source in need.sources]
     lines = [f"{source.file}: {size}, {source.url}" for source, size in zip(need.sources, sizes, strict=True)]
@@ -168,16 +168,16 @@ def shard(
     Exits with 3 if samples were quarantined.
     """
     from sgdata import output_names
-    from sgdata.packing import pack, place_sources, select
+    from sgdata.packing import pack, place_sources, select_samples
 
     log_lines.listen(quiet)
     options = {"edition": edition, "splits": split, "labels": labels, "layout": layout, "codec": codec, "name": name}
     options["hash"] = hash
     # After --set, so that the named option wins; quoted, or an edition such as 2 would be read as a number.
     extra = [f'{key}="{value}"' for key, value in options.items() if value]
-    recipe = select.recipe_for(dataset, [*(changes or ()), *extra])
+    recipe = select_samples.recipe_for(dataset, [*(changes or ()), *extra])
     builds = _builds(dataset, source or ())
-    inputs = select.SampleInputs(
+    inputs = select_samples.SampleInputs(
         split_lists=_split_lists(split_list or ()), leave_out=tuple(leave_out or ()), coordinates=coordinates,
         splits=splits, builds=builds, places=place_sources.parse_split(hold_out or (), fold, len(builds)),
     )  # fmt: skip

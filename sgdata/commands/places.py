@@ -13,10 +13,10 @@ from sgdata.errors import ExitCode, SettingError, SourceError, one_line
 from sgdata.public_commands import Outcome
 
 if TYPE_CHECKING:
+    from sgdata.builds.build_cost import Cost
     from sgdata.builds.build_recipe import BuildPaths
     from sgdata.builds.place_list import PlaceEntry
     from sgdata.builds.places import PlaceJob, PlaceOutcome, PlacePlan
-    from sgdata.scenes.build_cost import Cost
 
 Place = Annotated[
     list[str] | None,
@@ -92,8 +92,7 @@ def place_jobs(
 
 def plan_places(jobs: Sequence[PlaceJob], out: Path, *, workers: int, allow_holes: bool) -> Outcome[list[PlacePlan]]:
     """Plan places; the result is a table with totals."""
-    from sgdata.builds import places
-    from sgdata.scenes import build_cost, coverage
+    from sgdata.builds import build_cost, places, plan_summary
 
     plans = places.plan(jobs, workers=workers)
     cost = build_cost.add_up([one.cost for one in plans if one.cost])
@@ -102,7 +101,7 @@ def plan_places(jobs: Sequence[PlaceJob], out: Path, *, workers: int, allow_hole
     rows = [
         {
             "place": one.place, "folder": one.folder, "code": one.code, "message": one.message, "area": one.area,
-            "cost": one.cost, "months": coverage.count_months(one.build_lock) if one.build_lock else (),
+            "cost": one.cost, "months": plan_summary.count_months(one.build_lock) if one.build_lock else (),
         }
         for one in plans
     ]  # fmt: skip

@@ -36,27 +36,27 @@ def show_folder(folder: Path, findings: Iterable[str]) -> None:
 
 def describe_plan(planned: Lock, paths: BuildPaths, *, address: str) -> dict[str, Any]:
     """Return the area of a plan, its scenes per month, its cost and its lock as a document."""
-    from sgdata.scenes import build_cost, coverage
+    from sgdata.builds import build_cost, plan_summary
     from sgdata.scenes import lock as locks
 
     return {
         "lock": paths.out / locks.NAME,
-        "area": coverage.summarise_area(planned),
-        "months": coverage.count_months(planned),
+        "area": plan_summary.summarise_area(planned),
+        "months": plan_summary.count_months(planned),
         "cost": build_cost.estimate_cost(planned, address, workers=paths.workers),
-        "baselines": coverage.describe_baselines(planned),
+        "baselines": plan_summary.describe_baselines(planned),
         "dropped": planned.dropped,
     }
 
 
 def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str) -> None:
     """Print the area of a plan, its scenes per month, its cost and its lock."""
-    from sgdata.scenes import build_cost, coverage
+    from sgdata.builds import build_cost, plan_summary
     from sgdata.scenes import lock as locks
 
-    months = coverage.count_months(planned)
+    months = plan_summary.count_months(planned)
     cost = build_cost.estimate_cost(planned, address, workers=paths.workers)
-    ground = coverage.summarise_area(planned)
+    ground = plan_summary.summarise_area(planned)
     size, where_is = "x".join(map(str, ground.pixels)), f"{ground.latitude:.4f} N {ground.longitude:.4f} E"
     print(
         f"{one_line(name)}: centre {where_is}, {ground.km2:,.2f} km2, {size} pixels, {ground.crs}, "
@@ -73,7 +73,7 @@ def show_plan(planned: Lock, paths: BuildPaths, *, name: str, address: str) -> N
     show_table(("month", "passes", "expected", "scenes", "MB raw"), rows)
     for dropped in planned.dropped:
         print(one_line(f"left out: {dropped.id}: {dropped.reason}"))
-    print(coverage.describe_baselines(planned))
+    print(plan_summary.describe_baselines(planned))
     print(
         f"about {cost.read_bytes / 1e6:,.0f} MB to read, {cost.scratch_bytes / 1e6:,.0f} MB of scratch, "
         f"about {cost.minutes} min with --workers {paths.workers}"

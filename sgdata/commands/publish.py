@@ -18,7 +18,7 @@ from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
     from sgdata.releases.difference import OutputDifference
-    from sgdata.releases.segmunich_released import Export
+    from sgdata.releases.export_segmunich import Export
 
 app = typer.Typer()
 
@@ -127,9 +127,9 @@ def export(
     ] = "zero",
 ) -> Outcome[Export]:
     """Write a build in the layout, band order and label codes of a published dataset."""
-    from sgdata.releases import segmunich_released
+    from sgdata.releases import export_segmunich
 
-    made = segmunich_released.export(source, out, own_splits=split, unmapped=unmapped)
+    made = export_segmunich.export(source, out, own_splits=split, unmapped=unmapped)
     parts = ", ".join(f"{count} {split}" for split, count in made.patches.items())
     share = made.zeroed / max(made.pixels, 1)
     text = f"{layout}: {parts}; {made.zeroed:,} unmapped pixels ({share:.2%}) are 0; {made.left_out} patches left out"
@@ -145,8 +145,8 @@ def show(
     ] = None,
 ) -> Outcome[Path]:
     """Write an HTML page of an output: map, spectra, samples, splits, losses. It opens from disk without a server."""
-    from sgdata.pages import folder
+    from sgdata.pages import output_page
 
     # Next to the folder, not inside: an output does not change after its SHA256SUMS was written.
     own = path.resolve().with_name(f"{path.resolve().name}-page")
-    return Outcome(value=folder.write(path, out or own, layer or ()))
+    return Outcome(value=output_page.write(path, out or own, layer or ()))

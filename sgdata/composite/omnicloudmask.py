@@ -19,8 +19,8 @@ import numpy as np
 from sgdata import files, output_lock, progress, reuse, urls
 from sgdata.errors import SettingError
 from sgdata.rasters import cog
-from sgdata.remote import identity
-from sgdata.remote.access import Access, access_of
+from sgdata.remote import file_identity
+from sgdata.remote.allowed_addresses import Access, access_of
 from sgdata.safe_names import file_name
 from sgdata.scenes import search, signing
 from sgdata.scenes.lock import Lock
@@ -95,7 +95,7 @@ def write(
             path = out / f"{file_name(item.scene.id)}.tif"
             scene = search.resolve_hrefs(item.scene, address)
             hrefs = [scene.assets[band].href for band in BANDS]
-            sources = [identity.identify_address(urls.recall(href), access) for href in hrefs]
+            sources = [file_identity.identify_address(urls.recall(href), access) for href in hrefs]
             made_from = files.sha256(files.canonical_json([planned.grid, hrefs, sources]))
             if not reuse.is_unchanged(path, made_from):
                 # Left by a killed run, possibly of another area.

@@ -102,7 +102,7 @@ def run(out: Path, *, story: DemoSettings, workers: int) -> Path:
     Returns the path of the page. Raises SourceError if a stage fails.
     """
     from sgdata.demo import score
-    from sgdata.pages import folder
+    from sgdata.pages import output_page
 
     with output_lock.only_writer(out):
         seconds: dict[str, float] = {}
@@ -119,7 +119,7 @@ def run(out: Path, *, story: DemoSettings, workers: int) -> Path:
                 seconds["score"] = round(time.monotonic() - start, 1)
         figures |= collect_training_results(out)
         start = time.monotonic()
-        page = folder.write_demo(out, out / "page", lines(figures))
+        page = output_page.write_demo(out, out / "page", lines(figures))
         seconds["page"] = round(time.monotonic() - start, 1)
         # figures.json has no times and is part of SHA256SUMS; summary.json adds the times and is not.
         files.write(out / "figures.json", files.pretty_json(figures))

@@ -24,7 +24,7 @@ from sgdata.datasets import archives
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import Edition, SampleListing, SampleRef, ShardRecipe
 from sgdata.errors import OutputError, SourceError
-from sgdata.packing import select, tar_spool, tasks
+from sgdata.packing import select_samples, tar_spool, tasks
 from sgdata.rasters import resample
 from sgdata.shards import array_codec, band_check, sample_hashes, statistics, tar_format, write_shards
 from sgdata.shards.shard_index import Row
@@ -97,7 +97,7 @@ def pack(
     source: Path | None = None,
     out: Path | None = None,
     recipe: ShardRecipe | None = None,
-    inputs: select.SampleInputs | None = None,
+    inputs: select_samples.SampleInputs | None = None,
     workers: int = 1,
     cluster: str | None = None,
     fresh: bool = False,
@@ -123,15 +123,15 @@ def pack(
         SourceError: The source does not hold the dataset, or no sample can be used.
         OutputError: The output folder is in use, holds something else or cannot be written.
     """
-    recipe = recipe or select.recipe_for(dataset)
+    recipe = recipe or select_samples.recipe_for(dataset)
     out = out or Path(recipe.out)
-    inputs = inputs or select.SampleInputs()
+    inputs = inputs or select_samples.SampleInputs()
     if cluster:
         source, out = pool.absolute([source or Path(recipe.source), out])
         inputs = replace(inputs, builds=pool.absolute(dict(inputs.builds)))
     list_source = reader(recipe.dataset).list_samples
     with _garbage_collection_off():
-        source, listing, contract = select.list_samples(recipe, source, list_source, inputs)
+        source, listing, contract = select_samples.list_samples(recipe, source, list_source, inputs)
         # From here on it is fixed which bytes go where: the rest may be interrupted at any point.
         stream = archives.is_stream(source)
         groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
@@ -189,16 +189,16 @@ def estimate_cost(
     *,
     source: Path | None = None,
     recipe: ShardRecipe | None = None,
-    inputs: select.SampleInputs | None = None,
+    inputs: select_samples.SampleInputs | None = None,
 ) -> PackCost:
     """Estimate the cost of `pack` by packing a few samples into a temporary folder.
 
     The arguments are those of `pack`. Raises SettingError, SourceError.
     """
-    recipe = recipe or select.recipe_for(dataset)
+    recipe = recipe or select_samples.recipe_for(dataset)
     began = time.perf_counter()
     list_source = reader(recipe.dataset).list_samples
-    source, listing, contract = select.list_samples(recipe, source, list_source, inputs)
+    source, listing, contract = select_samples.list_samples(recipe, source, list_source, inputs)
     stream = archives.is_stream(source)
     groups = tasks.group_samples(listing.refs, recipe.shard_mb, stream=stream)
     listing_s = time.perf_counter() - began

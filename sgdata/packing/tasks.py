@@ -15,7 +15,7 @@ from types import MappingProxyType
 from sgdata import files
 from sgdata.datasets import cards
 from sgdata.datasets.types import SampleRef, ShardRecipe, SourceMember
-from sgdata.remote import identity
+from sgdata.remote import file_identity
 from sgdata.shards import tar_format
 from sgdata.types import Contract
 
@@ -105,7 +105,7 @@ def shard_tasks(
         builds: Sources by place, of samples of several places.
     """
     numbers: Counter[str] = Counter()
-    shared_identities = identity.identify_files([*shared_files, *([source] if source.is_file() else [])])
+    shared_identities = file_identity.identify_files([*shared_files, *([source] if source.is_file() else [])])
     settings = (recipe.layout, recipe.codec, recipe.kernel, recipe.effort)
     # The files of a table, and of a pair of builds, are beside the document that names them.
     tasks = []
@@ -115,7 +115,7 @@ def shard_tasks(
         name = tar_format.shard_name(tar_prefix(recipe, contract), split, numbers[split])
         numbers[split] += 1
         # Equal fingerprints mean equal output.
-        member_identities = identity.identify_files(
+        member_identities = file_identity.identify_files(
             {_member_file(root, member) for ref in refs for member in ref.members}
         )
         document = files.canonical_json([tar_format.FORMAT, settings, contract, shared_identities, member_identities])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import files, output_names, sentinel2
-from sgdata.builds import usage
+from sgdata.builds import scene_usage
 from sgdata.composite.cloud_masks import BRIGHT, NEVER_CLEAR, PERHAPS_BRIGHT
 from sgdata.composite.kernels import NO_VALUE
 from sgdata.display import true_colour
@@ -208,7 +208,7 @@ def _usage(build: Path, planned: Lock) -> list[html.Block]:
     seam = provenance["seam"]
     shares = (
         ("pixels without data", "nodata_share"),
-        (f"as bright in blue as cloud (DN {usage.BRIGHT_DN} or more)", "bright_share"),
+        (f"as bright in blue as cloud (DN {scene_usage.BRIGHT_DN} or more)", "bright_share"),
         ("cloud on most clear days, by the classification", "bright_target_share"),
         ("cloud on all dates, by the classification", "never_clear_share"),
     )

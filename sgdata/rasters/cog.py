@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sgdata import files, output_names, side_files
+from sgdata import files, output_names, sidecar_files
 from sgdata.rasters import qgis_style
 from sgdata.safe_names import with_ending
 from sgdata.types import Array, Grid, Window
@@ -90,7 +90,7 @@ def _write_beside(path: Path, style: Style) -> None:
     if style.classes:
         files.write(shown, qgis_style.classes({v: as_ for v, as_ in style.classes.items() if v != style.nodata}))
     if style.classes and style.dtype != "int32":
-        files.write(names, side_files.categories({value: name for value, (name, _) in style.classes.items()}))
+        files.write(names, sidecar_files.categories({value: name for value, (name, _) in style.classes.items()}))
 
 
 def style_path(path: Path) -> Path:

@@ -20,7 +20,7 @@ import numpy as np
 from sgdata import files, urls
 from sgdata.errors import SourceError
 from sgdata.rasters import allowed_formats, grids
-from sgdata.remote.access import Access, access_of
+from sgdata.remote.allowed_addresses import Access, access_of
 from sgdata.types import Array, Grid, Window
 
 if TYPE_CHECKING:

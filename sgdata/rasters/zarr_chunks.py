@@ -14,7 +14,7 @@ import numpy as np
 
 from sgdata import files
 from sgdata.errors import SourceError
-from sgdata.rasters import blosc_frames, checksums
+from sgdata.rasters import blosc_frames, crc32c
 from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote import ranges
 from sgdata.remote.objects import HEAD_BYTES, Folder, StoredObject
@@ -400,7 +400,7 @@ def decode(content: bytes, codecs: tuple[str, ...], size: int, origin: str) -> b
 def _checked(content: bytes, origin: str) -> bytes:
     """Return what a CRC-32C at the end is the checksum of. Raises SourceError if it differs."""
     body, end = content[:-CRC_BYTES], content[-CRC_BYTES:]
-    if len(content) < CRC_BYTES or checksums.crc32c(body) != int.from_bytes(end, "little"):
+    if len(content) < CRC_BYTES or crc32c.crc32c(body) != int.from_bytes(end, "little"):
         raise SourceError(f"{origin}: checksum CRC-32C differs; fetch it again or leave it out")
     return body
 

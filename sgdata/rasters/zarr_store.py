@@ -19,7 +19,7 @@ from sgdata.rasters import zarr_metadata
 from sgdata.rasters.zarr_addresses import METADATA, METADATA_3, locate
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.rasters.zarr_metadata import ZarrArray
-from sgdata.remote.access import Access
+from sgdata.remote.allowed_addresses import Access
 from sgdata.remote.objects import Folder
 from sgdata.types import Grid
 

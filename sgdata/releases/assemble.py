@@ -23,7 +23,7 @@ from sgdata.display import true_colour
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.pages import html
 from sgdata.rasters import resample
-from sgdata.releases import card, croissant, place_builds, release_content, stac, versions
+from sgdata.releases import croissant, place_builds, release_card, release_content, stac, versions
 from sgdata.releases.release_content import ReleaseContent, ReleaseRequest
 from sgdata.safe_names import file_name, with_ending
 from sgdata.scenes import lock
@@ -161,7 +161,7 @@ def _assemble(
     for name, document in stac.documents(content, software).items():
         files.write(folder / "stac" / name, files.pretty_json(document))
     previews = _write_previews(folder, index, contract)
-    text = card.text(content, previews=previews, software=software).encode()
+    text = release_card.text(content, previews=previews, software=software).encode()
     files.write(folder / "CARD.md", text)
     # The name that model hubs display.
     files.write(folder / "README.md", text)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sgdata import files, urls
-from sgdata.remote.access import Access
+from sgdata.remote.allowed_addresses import Access
 from sgdata.remote.ranges import RemoteFile, Sign
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.limits import Limit
-from sgdata.remote import identity, kept_headers, object_stores, ranges
-from sgdata.remote.access import Access, access_of, check_host
+from sgdata.remote import file_identity, kept_headers, object_stores, ranges
+from sgdata.remote.allowed_addresses import Access, access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 
 HEAD_BYTES, DOCUMENT_BYTES = 1 << 13, 1 << 18
@@ -120,7 +120,7 @@ class Folder:
             if kept and (self.documents or file.size > len(head)):
                 kept_headers.write(kept, url, file, {0: head})
         # Of files in buckets pixels are compared, as `identity.identify_address` says.
-        known_by = identity.of_headers(file.etag, file.modified, file.size) if urls.is_http(url) else ""
+        known_by = file_identity.of_headers(file.etag, file.modified, file.size) if urls.is_http(url) else ""
         fetch = partial(self._fetch, file, shown)
         return StoredObject(shown=shown, size=file.size, identity=known_by, head=head, fetch=fetch)
 

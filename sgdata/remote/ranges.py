@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.remote import host_limits, object_stores, retry, web
-from sgdata.remote.access import Access
+from sgdata.remote.allowed_addresses import Access
 
 if TYPE_CHECKING:
     import requests

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.limits import DOCUMENT_BYTES, DOCUMENT_SECONDS, PROBE_BYTES, REDIRECTS, Limit
-from sgdata.remote.access import Access, access_of, check_host
+from sgdata.remote.allowed_addresses import Access, access_of, check_host
 
 if TYPE_CHECKING:
     import requests

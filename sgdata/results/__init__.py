@@ -1,1 +1,1 @@
-"""Read the results of training runs and tabulate them."""
+"""Read the results of training runs and predictions: scores as tables, maps as xarray."""

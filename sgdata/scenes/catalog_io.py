@@ -16,7 +16,7 @@ from sgdata import documents
 from sgdata.errors import ServiceError, SettingError, SgdataError, SourceError
 from sgdata.limits import CATALOG_DOCUMENTS, SEARCH_SECONDS
 from sgdata.remote import retry, web
-from sgdata.remote.access import REMOTE, access_of, admit
+from sgdata.remote.allowed_addresses import REMOTE, access_of, admit
 
 TIMEOUT_S = 60.0
 TARGETS = "give --stac a STAC API, catalogue, collection, items as JSON, ndjson or GeoParquet, or a list of addresses"

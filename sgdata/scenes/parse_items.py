@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sgdata import package_data, urls
 from sgdata.errors import SourceError
 from sgdata.rasters import zarr_addresses
-from sgdata.remote.access import relative
+from sgdata.remote.allowed_addresses import relative
 from sgdata.scenes import eopf_items
 from sgdata.scenes.types import Asset, Scene
 from sgdata.sentinel2 import MSI

@@ -11,7 +11,7 @@ from sgdata.errors import SourceError
 from sgdata.limits import PRODUCT_BYTES
 from sgdata.rasters import zarr_addresses
 from sgdata.remote import retry
-from sgdata.remote.access import Access
+from sgdata.remote.allowed_addresses import Access
 from sgdata.scenes import eopf_metadata, signing
 
 log = logging.getLogger("sgdata")

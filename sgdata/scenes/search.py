@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from sgdata import files, local_paths, output_names, urls
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.remote import retry
-from sgdata.remote.access import access_of, admit
+from sgdata.remote.allowed_addresses import access_of, admit
 from sgdata.scenes import parse_items, twins
 from sgdata.scenes.types import Dropped, Scene, Unusable, reasons
 from sgdata.types import Bounds

@@ -12,7 +12,7 @@ import numpy as np
 import shapely
 from shapely.geometry import LineString, Point, Polygon, box
 
-from sgdata.simulation import country, mosaic, noise, shapes, town
+from sgdata.simulation import context_countryside, countryside, noise, shapes, town
 from sgdata.simulation.scenarios import Scenario
 from sgdata.simulation.sketch import Area, Landscape, Line, Rng, Settlement, Sketch
 from sgdata.types import Array
@@ -27,7 +27,9 @@ def build(scenario: Scenario) -> Landscape:
     city, villages = _place_settlements(sketch, extent)
     water = _draw_waters(sketch, extent, city, villages)
     if scenario.ground == "context":
-        water += mosaic.draw_streams(sketch, extent, [*water, city.outline, *(v.outline for v in villages)])
+        water += context_countryside.draw_streams(
+            sketch, extent, [*water, city.outline, *(v.outline for v in villages)]
+        )
     roads = _draw_main_roads(sketch, extent, city, villages)
     wet = shapely.STRtree(water)
     # Order matters: streets come before the land between them, and each stage leaves out what is taken.
@@ -36,14 +38,14 @@ def build(scenario: Scenario) -> Landscape:
         town.draw_village_streets(sketch, village, roads, wet)
     occupied = shapely.STRtree([*water, city.outline, *(v.outline for v in villages)])
     if scenario.ground == "context":
-        mosaic.draw_countryside(sketch, extent, occupied, water)
+        context_countryside.draw_countryside(sketch, extent, occupied, water)
     else:
-        parcels = country.cut_parcels(sketch, extent, occupied)
-        country.draw_countryside(sketch, parcels, city, villages, water)
-    country.draw_copses(sketch, extent, occupied)
+        parcels = countryside.cut_parcels(sketch, extent, occupied)
+        countryside.draw_countryside(sketch, parcels, city, villages, water)
+    countryside.draw_copses(sketch, extent, occupied)
     # Painted first, being the largest: what no parcel covers is a verge, so no pixel is without ground.
     sketch.areas.append(Area(geometry=extent, kind="verge", variant=1, exported=False))
-    country.draw_changes(sketch)
+    countryside.draw_changes(sketch)
     landscape = _warp(sketch.areas, _crossings(sketch, water, city), scenario.seed * 7919 + 500)
     return replace(landscape, ground=scenario.ground)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from sgdata.simulation import arrangement, noise, shapes, spectra
+from sgdata.simulation import context_textures, noise, shapes, spectra
 from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Landscape, Line, kinds, roads
 from sgdata.simulation.spectra import Surface
 from sgdata.types import Array, Grid
@@ -60,7 +60,7 @@ def _of_area(area: Area, ground: str) -> Layer:
 
 
 def _cover(name: str, ground: str) -> int:
-    ids = arrangement.cover_ids() if ground == "context" else spectra.cover_ids()
+    ids = context_textures.cover_ids() if ground == "context" else spectra.cover_ids()
     return ids[name]
 
 
@@ -105,7 +105,7 @@ def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int, ground:
     variant = np.array([layer.variant for layer in existing], np.int64)[index]
     if ground == "context":
         angle = np.array([layer.angle for layer in existing], np.float32)[index]
-        return arrangement.textured(_addresses(grid), seed, cover, variant, angle, label, tagged)
+        return context_textures.textured(_addresses(grid), seed, cover, variant, angle, label, tagged)
     return _textured(grid, seed, cover, variant, label, tagged)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sgdata.errors import SettingError
-from sgdata.splits import blocks, ground_distance
-from sgdata.splits.blocks import LEFT_OUT, SPLITS
+from sgdata.splits import block_split, ground_distance
+from sgdata.splits.block_split import LEFT_OUT, SPLITS
 from sgdata.splits.ground_distance import Ground
 from sgdata.types import Array
 
@@ -95,7 +95,7 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
         )
     places, block = np.unique(block_indices(ground, settings.block_m), axis=0, return_inverse=True)
     classes = np.eye(labels.max(initial=0) + 1)[labels]
-    assigned = blocks.deal(block.ravel(), places, classes, shares, settings.seed + number)[block.ravel()]
+    assigned = block_split.deal(block.ravel(), places, classes, shares, settings.seed + number)[block.ravel()]
     assigned = _keep_gap(ground, assigned, settings.gap_m)
     empty = [name for at, name in enumerate(SPLITS) if shares[at] > 0 and not (assigned == at).any()]
     if empty:

@@ -18,7 +18,7 @@ from pathlib import Path
 from sgdata import files
 from sgdata.errors import SettingError
 from sgdata.limits import DOCUMENT_BYTES
-from sgdata.splits.blocks import LEFT_OUT
+from sgdata.splits.block_split import LEFT_OUT
 from sgdata.splits.ground_splits import Draw, DrawSettings
 
 FORMAT = 1

@@ -19,8 +19,8 @@ from rasterio.io import DatasetReader
 from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.rasters import gdal_requests, geotiff, grids
-from sgdata.remote import identity, ranges
-from sgdata.remote.access import access_of
+from sgdata.remote import file_identity, ranges
+from sgdata.remote.allowed_addresses import access_of
 from sgdata.scenes import signing
 from sgdata.scenes.types import MASK_NODATA
 from sgdata.staging import scene_files
@@ -38,7 +38,7 @@ FIRST_BYTES, PART_BYTES = 1 << 15, 1 << 22
 def open_with_gdal(request: WindowRequest, href: str) -> Iterator[SceneFile]:
     """Open the file of a window and compare its header with its item. Raises SourceError, also while it is read."""
     # Before it is opened, so that a change meanwhile is noticed later.
-    identified = identity.identify_address(href, request.access) or ""
+    identified = file_identity.identify_address(href, request.access) or ""
     with geotiff.open_raster(href, use="scene", access=request.access) as dataset, ExitStack() as stack:
         band = scene_files.choose_band(request, geotiff.data_bands(dataset))
         header = geotiff.read_header(dataset, band)

@@ -14,9 +14,9 @@ import numpy as np
 
 from sgdata import limits, urls
 from sgdata.errors import SourceError
-from sgdata.rasters import allowed_formats, block_tables, blocks, geotiff
-from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import identity
+from sgdata.rasters import allowed_formats, geotiff, tiff_blocks, tiff_header
+from sgdata.rasters.tiff_header import BlockTable, OtherLayoutError
+from sgdata.remote import file_identity
 from sgdata.staging import scene_files
 from sgdata.staging.scene_files import SceneFile, WindowRequest
 from sgdata.types import Array, Window
@@ -43,7 +43,7 @@ def open_local_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         raise OtherLayoutError("no file of its own")
     shown = urls.without_secrets(href)
     # Before it is opened, so that a change meanwhile is noticed later.
-    identified = identity.identify_address(href, request.access) or ""
+    identified = file_identity.identify_address(href, request.access) or ""
     allowed_formats.check_local(href, "scene")
     try:
         with _readable(href) as handle:
@@ -60,7 +60,7 @@ def open_local_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
             block = scene_files.block_at(window, table.block)
             dtype = np.dtype(table.dtype).name
             yield SceneFile(grid=grid, dtype=dtype, block=block, strips=strips, identity=identified)
-    except blocks.DamagedBlockError as error:
+    except tiff_blocks.DamagedBlockError as error:
         raise SourceError(f"{shown}: cannot be read: {error}; fetch it again or leave it out") from error
 
 
@@ -86,8 +86,8 @@ def _open(handle: FileIO, shown: str) -> _Opened:
     def read(start: int, stop: int) -> bytes:
         return os.pread(handle.fileno(), stop - start, start)
 
-    parts = {0: read(0, block_tables.HEADER_BYTES)}
-    return _Opened(file=handle, size=size, table=block_tables.read_table(read, parts, size, shown), shown=shown)
+    parts = {0: read(0, tiff_header.HEADER_BYTES)}
+    return _Opened(file=handle, size=size, table=tiff_header.read_table(read, parts, size, shown), shown=shown)
 
 
 def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
@@ -104,12 +104,12 @@ def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
         stop = min((row // rows + 1) * rows, end)
         part = Window(row=row, col=window.col, height=stop - row, width=window.width)
         out = strip[: part.height]
-        for i in blocks.rows_of(table, part):
-            blocks.fill_left_out(table, i, part, out)
-            for j in blocks.cols_of(table, part):
+        for i in tiff_blocks.rows_of(table, part):
+            tiff_blocks.fill_left_out(table, i, part, out)
+            for j in tiff_blocks.cols_of(table, part):
                 if table.offsets[i, j] and table.sizes[i, j]:
                     content = _read_block(opened, (i, j), stored)
-                    blocks.decode_part(table, (i, j), content, part, out, room=room)
+                    tiff_blocks.decode_part(table, (i, j), content, part, out, room=room)
         if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
             out[out == table.nodata] = 0
         yield out
@@ -119,11 +119,11 @@ def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
 def _greatest_block(opened: _Opened, window: Window) -> int:
     """Return the most bytes of a block in a window. Raises DamagedBlockError or SourceError if that cannot be."""
     table = opened.table
-    rows, cols = blocks.rows_of(table, window), blocks.cols_of(table, window)
+    rows, cols = tiff_blocks.rows_of(table, window), tiff_blocks.cols_of(table, window)
     inside = np.s_[rows.start : rows.stop, cols.start : cols.stop]
     sizes, ends = table.sizes[inside], table.offsets[inside] + table.sizes[inside]
     if ends.max(initial=0) > opened.size:
-        raise blocks.DamagedBlockError(f"its blocks end at byte {ends.max():,} of {opened.size:,}")
+        raise tiff_blocks.DamagedBlockError(f"its blocks end at byte {ends.max():,} of {opened.size:,}")
     greatest = int(sizes.max(initial=0))
     limits.BLOCK_BYTES.check(greatest, opened.shown)
     return greatest
@@ -136,7 +136,7 @@ def _read_block(opened: _Opened, at: tuple[int, int], stored: memoryview) -> mem
         opened.file.seek(int(opened.table.offsets[at]))
         count = opened.file.readinto(content)
     except OSError as error:  # caught here, since those of writing pixels pass through the opener as well
-        raise blocks.DamagedBlockError(f"block {at}: {error}") from error
+        raise tiff_blocks.DamagedBlockError(f"block {at}: {error}") from error
     if count != len(content):
-        raise blocks.DamagedBlockError(f"block {at} has {count:,} of its {len(content):,} bytes")
+        raise tiff_blocks.DamagedBlockError(f"block {at} has {count:,} of its {len(content):,} bytes")
     return content

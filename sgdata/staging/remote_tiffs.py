@@ -13,10 +13,10 @@ import numpy as np
 
 from sgdata import urls
 from sgdata.errors import SourceError
-from sgdata.rasters import block_tables, blocks, gdal_requests
-from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
-from sgdata.remote import identity, kept_headers, ranges, retry
-from sgdata.remote.access import access_of, check_host
+from sgdata.rasters import gdal_requests, tiff_blocks, tiff_header
+from sgdata.rasters.tiff_header import BlockTable, OtherLayoutError
+from sgdata.remote import file_identity, kept_headers, ranges, retry
+from sgdata.remote.allowed_addresses import access_of, check_host
 from sgdata.remote.ranges import RemoteFile, Retries
 from sgdata.scenes import signing
 from sgdata.staging import scene_files
@@ -55,14 +55,14 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
         block = scene_files.block_at(window, table.block)
         about = opened.file
         # Of files in buckets pixels are compared, as `identity.identify_address` says.
-        source = identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
+        source = file_identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
         yield SceneFile(grid=grid, dtype=np.dtype(table.dtype).name, block=block, strips=strips, identity=source)
     except ranges.ChangedError as error:
         if request.headers:
             kept_headers.path_of(request.headers, href).unlink(missing_ok=True)
         reason = "it changed while it was read, or since its header was kept"
         raise SourceError(f"{shown}: cannot be read: {reason}; fetch it again or leave it out") from error
-    except blocks.DamagedBlockError as error:
+    except tiff_blocks.DamagedBlockError as error:
         raise SourceError(f"{shown}: cannot be read: {error}; fetch it again or leave it out") from error
     except ranges.NoRangesError as error:
         raise OtherLayoutError(str(error)) from error
@@ -86,14 +86,14 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     if kept is not None and (known := kept_headers.read(kept, href, access, sign)) is not None:
         file, parts = known
         check_host(href, access)
-        return _Opened(file=file, table=block_tables.parse(parts, file.size, shown), retries=tries)
-    opened = ranges.open_file(href, access, first_bytes=block_tables.HEADER_BYTES, retries=tries, sign=sign)
+        return _Opened(file=file, table=tiff_header.parse(parts, file.size, shown), retries=tries)
+    opened = ranges.open_file(href, access, first_bytes=tiff_header.HEADER_BYTES, retries=tries, sign=sign)
     if opened is None:
         absent = retry.RefusedError(404)
         raise SourceError(ranges.unreadable(href, absent)) from absent
     file, first = opened
     parts = {0: first}
-    table = block_tables.read_table(
+    table = tiff_header.read_table(
         lambda start, stop: bytes(ranges.read(file, start, stop, tries)), parts, file.size, shown
     )
     if kept is not None:
@@ -130,14 +130,14 @@ _prefetch = _PrefetchBudget()
 def _read_strips(opened: _Opened, windows: list[Window], shown: str) -> Iterator[tuple[Window, Array]]:
     """Yield windows in strips, one for each row of blocks, while further ranges are on their way."""
     table = opened.table
-    joined = blocks.plan_ranges(table, windows)
-    blocks.check_sizes(table, joined, opened.file.size, shown)
+    joined = tiff_blocks.plan_ranges(table, windows)
+    tiff_blocks.check_sizes(table, joined, opened.file.size, shown)
     pending = deque(joined)
-    requested: deque[tuple[blocks.ByteRange, Future[memoryview]]] = deque()
-    arrived: list[tuple[blocks.ByteRange, memoryview]] = []
+    requested: deque[tuple[tiff_blocks.ByteRange, Future[memoryview]]] = deque()
+    arrived: list[tuple[tiff_blocks.ByteRange, memoryview]] = []
     rows: dict[int, list[Window]] = {}
     for window in windows:
-        for row in blocks.rows_of(table, window):
+        for row in tiff_blocks.rows_of(table, window):
             rows.setdefault(row, []).append(_part(table, row, window))
     try:
         for row, parts in sorted(rows.items()):
@@ -157,19 +157,19 @@ def _read_strips(opened: _Opened, windows: list[Window], shown: str) -> Iterator
 
 
 def _decode_part(
-    table: BlockTable, arrived: list[tuple[blocks.ByteRange, memoryview]], part: Window, row: int
+    table: BlockTable, arrived: list[tuple[tiff_blocks.ByteRange, memoryview]], part: Window, row: int
 ) -> Array:
     """Return the pixels of a part in one row of blocks."""
     out = np.empty((part.height, part.width), np.dtype(table.dtype).newbyteorder("="))
     for span, content in arrived:
-        blocks.decode_blocks(table, span, content, part, out, row=row)
-    blocks.fill_left_out(table, row, part, out)
+        tiff_blocks.decode_blocks(table, span, content, part, out, row=row)
+    tiff_blocks.fill_left_out(table, row, part, out)
     if table.nodata and out.dtype == np.uint16:  # not in masks, where 0 means clear
         out[out == table.nodata] = 0
     return out
 
 
-def _fetch(opened: _Opened, span: blocks.ByteRange) -> memoryview:
+def _fetch(opened: _Opened, span: tiff_blocks.ByteRange) -> memoryview:
     return ranges.read(opened.file, span.start, span.stop, opened.retries)
 
 

@@ -17,10 +17,10 @@ import numpy as np
 from sgdata import limits
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, resample
-from sgdata.rasters.block_tables import BlockTable, OtherLayoutError
 from sgdata.rasters.cells import Cells
 from sgdata.rasters.geotiff import Header
-from sgdata.remote.access import Access
+from sgdata.rasters.tiff_header import BlockTable, OtherLayoutError
+from sgdata.remote.allowed_addresses import Access
 from sgdata.scenes.types import Asset
 from sgdata.sentinel2 import MSI
 from sgdata.types import Array, Bounds, Grid, Window
@@ -72,8 +72,8 @@ class SceneFile:
         strips: Function that yields parts of `grid`, in the order given and each from top to bottom, as strips with
             their pixels (h, w), which end where blocks end. They may share memory: copy those that must outlive the
             next one.
-        identity: Identity of the file from before any pixel was read (`sgdata.remote.identity`); "" if a server gives
-            none.
+        identity: Identity of the file from before any pixel was read (`sgdata.remote.file_identity`); "" if a server
+            gives none.
     """
 
     grid: Grid

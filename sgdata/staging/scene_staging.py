@@ -15,7 +15,7 @@ from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.rasters import cells, grids
 from sgdata.rasters.cells import Cells
-from sgdata.remote.access import Access
+from sgdata.remote.allowed_addresses import Access
 from sgdata.scenes import offsets, product_metadata
 from sgdata.scenes.types import UNREADABLE, Dropped
 from sgdata.sentinel2 import MSI, SceneClass

@@ -30,7 +30,7 @@ class StagedWindow:
         dtype: NumPy type of the values.
         sha256: Pixel hash, as `compute_hash` defines it.
         holes: Whether some pixel of the area may have no data.
-        source: Identity of the file they were read from (`sgdata.remote.identity`); "" if a server gives none.
+        source: Identity of the file they were read from (`sgdata.remote.file_identity`); "" if a server gives none.
         cells: Cells whose pixels were read, with MARGIN_PX pixels around each; None for the whole window.
     """
 

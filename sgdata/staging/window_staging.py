@@ -26,9 +26,9 @@ import numpy as np
 from sgdata import files, safe_names, urls
 from sgdata.errors import SettingError, SgdataError, SourceError
 from sgdata.rasters import cells, geotiff, resample
-from sgdata.rasters.block_tables import OtherLayoutError
 from sgdata.rasters.cells import Cells
-from sgdata.remote import identity, retry
+from sgdata.rasters.tiff_header import OtherLayoutError
+from sgdata.remote import file_identity, retry
 from sgdata.scenes import signing
 from sgdata.staging import gdal_files, local_tiffs, remote_tiffs, staged_pixels
 from sgdata.staging.scene_files import MARGIN_PX, SceneFile, WindowRequest
@@ -110,7 +110,7 @@ def _is_current(staged: StagedWindow, request: WindowRequest) -> bool:
             with open_scene_file(replace(request, headers=None), href) as source:
                 current: str | None = source.identity
         else:
-            current = identity.identify_address(href, request.access)
+            current = file_identity.identify_address(href, request.access)
         if current == staged.source == "":  # a store, or a server without ETags and dates
             return _has_same_sample(staged, request, href)
         if current is not None:

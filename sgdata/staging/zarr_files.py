@@ -12,7 +12,7 @@ from sgdata import urls
 from sgdata.errors import SourceError
 from sgdata.rasters import geotiff, grids, zarr_addresses, zarr_store
 from sgdata.rasters.zarr_chunks import ChunkReader
-from sgdata.remote import identity
+from sgdata.remote import file_identity
 from sgdata.scenes import eopf_items
 from sgdata.scenes.types import MASK_NODATA
 from sgdata.sentinel2 import MSI
@@ -41,7 +41,7 @@ def open_zarr(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 def _open(request: WindowRequest, href: str) -> SceneFile:
     if href.startswith("/vsi"):
         raise SourceError(f"{urls.without_secrets(href)}: is a Zarr store in an archive; unpack it")
-    source = identity.identify_address(href, request.access) or ""  # before, so that a change meanwhile is noticed
+    source = file_identity.identify_address(href, request.access) or ""  # before, so that a change meanwhile is noticed
     reader = zarr_store.open_array(href, request.access, request.headers)
     dtype = np.dtype(reader.array.dtype).name
     attributes = reader.array.attributes

@@ -9,7 +9,7 @@ from pathlib import Path
 from sgdata import files, output_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import Edition, ShardRecipe
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgmodel.ledger import experiments, published
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe
 
@@ -19,7 +19,7 @@ def on_disk(recipe: LedgerRecipe, given: Mapping[str, Path]) -> dict[str, Path]:
     found = {}
     for name in _needed(recipe):
         if name not in given and name in cards.names():
-            folder = Path(select.recipe_for(name).out)
+            folder = Path(select_samples.recipe_for(name).out)
             if (folder / output_names.INDEX).is_file() and files.is_finished(folder):
                 found[name] = folder.resolve()
     return found
@@ -60,11 +60,11 @@ def _make(recipe: LedgerRecipe, name: str) -> Iterator[str]:
     if name not in cards.names():
         yield f"# no reader for '{name}'; give its shards"
         return
-    default = select.recipe_for(name)
+    default = select_samples.recipe_for(name)
     edition, splits = _as_published(recipe, default)
     source = default.source
     if any(each.url for each in edition.sources):
-        source = str(select.download_folder(default))
+        source = str(select_samples.download_folder(default))
         if not Path(source).exists():
             yield f"sgdata fetch {name} --edition {edition.name} --out {source}"
     chosen = next((each for each in edition.splits if each.name == splits), None)

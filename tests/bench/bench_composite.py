@@ -24,7 +24,7 @@ import composite_reference
 from stac_wrap import Wrapped, wrap
 
 from sgdata import files, package_data, pool
-from sgdata.builds import fetch, pipeline
+from sgdata.builds import fetch_scenes, pipeline
 from sgdata.composite import rules
 from sgdata.composite import tiles as composite_tiles
 from sgdata.rasters import geotiff, grids
@@ -74,7 +74,7 @@ def ours(folder: Path, method: rules.Method) -> Array:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
         settings = recipe(method)
-        fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+        fetched, scenes = fetch_scenes.fetch_scenes(settings, pipeline.plan(settings, places), places)
         job = pipeline.composite_job(settings, fetched, scenes, places)
         image = np.empty((len(BANDS), SIDE, SIDE), np.uint16)
         windows = list(grids.cut_tiles(GRID.shape, *composite_tiles.tile_shape(job, places.tile_px)))
@@ -205,7 +205,7 @@ def alone(folder: Path, side: int, first_year: str) -> str:
         places = build_recipe.BuildPaths(out=Path(scratch), stac=str(folder / "a"))
 
         def build() -> None:
-            fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+            fetched, scenes = fetch_scenes.fetch_scenes(settings, pipeline.plan(settings, places), places)
             pipeline.render(settings, fetched, scenes, places, Path(scratch))
 
         seconds = timed(build)

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from sgdata.builds import build_recipe, pipeline
 from sgdata.simulation import archive as archives
-from sgdata.simulation import score
+from sgdata.simulation import compare_truth
 
 SIZE_KM, SEED = 8.0, 1
 BLOCK_PX, CLASSES, IGNORED = 64, 13, 255
@@ -133,7 +133,7 @@ def rows(build: Path | None = None) -> Iterator[tuple[str, str, str, str]]:
     """Yield the mIoU of each model on the test blocks."""
     with tempfile.TemporaryDirectory() as name:
         folder = build or built(Path(name))
-        image, labels = (score.read(folder / file) for file in ("image.tif", "labels.tif"))
+        image, labels = (compare_truth.read(folder / file) for file in ("image.tif", "labels.tif"))
         for model, by_class, seconds in figures(image, labels[0]):
             reach = REACH.get(model, ">= 0.15 above the MLP")
             yield (

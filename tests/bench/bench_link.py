@@ -34,7 +34,7 @@ sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(ROOT))
 import served  # noqa: E402
 
-from sgdata.rasters import block_tables, blocks, grids  # noqa: E402
+from sgdata.rasters import grids, tiff_blocks, tiff_header  # noqa: E402
 
 SIDE, JP2_SIDE, FIRST_PX = 4096, 2048, 900
 CRS, ORIGIN = "EPSG:32632", (600000.0, 5400000.0)
@@ -76,8 +76,8 @@ def needed(path: Path, window: int) -> Needed:
     """Return what the window of a file needs, by the table of its blocks."""
     if path.suffix == ".jp2":
         return Needed(size=sum(jp2_tiles(path.read_bytes(), window)), ranges=0)
-    table = block_tables.parse({0: path.read_bytes()}, path.stat().st_size, path.name)
-    joined = blocks.plan_ranges(table, [grids.window_over(table.grid, bounds_of(window), margin=2)])
+    table = tiff_header.parse({0: path.read_bytes()}, path.stat().st_size, path.name)
+    joined = tiff_blocks.plan_ranges(table, [grids.window_over(table.grid, bounds_of(window), margin=2)])
     return Needed(size=sum(int(table.sizes[index]) for span in joined for index in span.blocks), ranges=len(joined))
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import synthetic
 
 from sgdata.packing import pack as packing
-from sgdata.packing import select
+from sgdata.packing import select_samples
 from sgdata.shards import tar_format
 from sgdata.types import Array, HashMode
 
@@ -102,7 +102,7 @@ def peer(folder: Path, out: Path) -> int:
 
 
 def pack(folder: Path, out: Path, layout: str, workers: int = 1, effort: str = "quick", mode: HashMode = "full") -> int:
-    known = select.recipe_for("bigearthnet")
+    known = select_samples.recipe_for("bigearthnet")
     recipe = replace(known, edition="v1", layout=layout, effort=effort, hash=mode)  # type: ignore[arg-type]
     packing.pack("bigearthnet", source=folder, out=out, recipe=recipe, workers=workers)
     return sum(path.stat().st_size for path in out.glob("*.tar"))

@@ -17,16 +17,16 @@ import numpy as np
 import rasterio
 
 from sgdata import files, package_data
-from sgdata.builds import build_recipe, fetch, pipeline
+from sgdata.builds import build_recipe, fetch_scenes, pipeline
 from sgdata.composite import rules
 from sgdata.scenes import lock
 from sgdata.scenes.aoi import Area
 from sgdata.simulation import archive as archives
-from sgdata.simulation import score
+from sgdata.simulation import compare_truth
 from sgdata.types import Array
 
 SIZE_KM, DATES, SEED = 4.0, 12, 7
-MASKS = {"cloud and shadow": score.CLOUD | score.SHADOW, "and thin cloud, haze, snow": 255}
+MASKS = {"cloud and shadow": compare_truth.CLOUD | compare_truth.SHADOW, "and thin cloud, haze, snow": 255}
 
 
 def recipe(archive: Path) -> build_recipe.BuildRecipe:
@@ -49,21 +49,21 @@ def built(
     settings: build_recipe.BuildRecipe, places: build_recipe.BuildPaths, name: str
 ) -> tuple[lock.Lock, Array, Array]:
     """Build without labels and patches; return the fetched lock, the image and the index of the chosen items."""
-    fetched, scenes = fetch.fetch_scenes(settings, pipeline.plan(settings, places), places)
+    fetched, scenes = fetch_scenes.fetch_scenes(settings, pipeline.plan(settings, places), places)
     pipeline.render(settings, fetched, scenes, places, places.out / name)
-    return fetched, *(score.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
+    return fetched, *(compare_truth.read(places.out / name / file) for file in ("image.tif", "provenance.tif"))
 
 
 def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]:
     base, places = recipe(archive), build_recipe.BuildPaths(out=scratch, stac=str(archive), osm="none")
-    truth = score.true_median(archive, base.bands)
+    truth = compare_truth.true_median(archive, base.bands)
     fetched = None
     true = {words: true_masks(archive, scratch / f"masks-{bits}", bits) for words, bits in MASKS.items()}
     for method in get_args(rules.Method):
         ours = replace(base, composite=replace(base.composite, method=method))
         fetched, image, provenance = built(ours, places, method)
         ids = [item.scene.id for item in fetched.items]
-        clouds = score.true_clouds(archive, ids)
+        clouds = compare_truth.true_clouds(archive, ids)
         chooses = bool((provenance[0] < len(ids)).any())
         notes = []
         for words, folder in true.items():
@@ -71,15 +71,17 @@ def figures(archive: Path, scratch: Path) -> Iterator[tuple[str, str, str, str]]
                 ours.mask, method="external", bright_target_filter=False, cloud_buffer_m=0, shadow_buffer_m=0
             )
             _, best, _ = built(replace(ours, mask=exact), replace(places, masks=folder), f"{method}-{words}")
-            where = score.ever_clear(clouds) & (image > 0).all(axis=0) & (best > 0).all(axis=0)
-            notes.append(f"{words} {score.rmse(image, truth, where) / score.rmse(best, truth, where):.2f}")
-        rmse = score.rmse(image, truth, where)
-        residual = f", residual cloud {score.residual_cloud(provenance[0], clouds):.3%}" if chooses else ""
+            where = compare_truth.ever_clear(clouds) & (image > 0).all(axis=0) & (best > 0).all(axis=0)
+            notes.append(
+                f"{words} {compare_truth.rmse(image, truth, where) / compare_truth.rmse(best, truth, where):.2f}"
+            )
+        rmse = compare_truth.rmse(image, truth, where)
+        residual = f", residual cloud {compare_truth.residual_cloud(provenance[0], clouds):.3%}" if chooses else ""
         words = f"{'; '.join(notes)} (RMSE {rmse:.4f}{residual})"
         yield f"truth, {method}", "same rule, true masks", "<= 1.1x", words
     assert fetched is not None
     still_in = {item.scene.id: item.offset != 0 for item in fetched.items}
-    right = score.offsets(still_in, archive)
+    right = compare_truth.offsets(still_in, archive)
     yield "truth, offsets", "planted", "all", f"{right['right']} of {right['total']}"
     planted = json.loads((archive / "truth" / "traps.json").read_text())
     seen = {item.scene.id for item in fetched.items} | {dropped.id for dropped in fetched.dropped}

@@ -22,7 +22,7 @@ import tenacity  # noqa: F401
 from sgdata import pool
 
 try:
-    from sgdata.builds.fetch import SCENES_AT_ONCE
+    from sgdata.builds.fetch_scenes import SCENES_AT_ONCE
 except ImportError:  # 7dbe2a5
     SCENES_AT_ONCE = 2
 

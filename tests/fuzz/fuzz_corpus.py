@@ -24,7 +24,7 @@ import synthetic_build
 import synthetic_shards
 from PIL import Image
 
-from sgdata import files, package_data, side_files
+from sgdata import files, package_data, sidecar_files
 from sgdata.labels import osm_elements
 from sgdata.rasters import cog, geotiff
 from sgdata.scenes import aoi, coverage, eopf_items, search
@@ -262,7 +262,7 @@ def _shards(out: Path) -> None:
         synthetic_shards.write(folder, train=4, val=2, px=16)
     synthetic_shards.write_scenes(out / "shard-index/1", train=3, val=2, px=8)
     shutil.copytree(out / "contract/0", out / "sums/0")
-    named = side_files.categories({0: "water", 3: "Forest & <wood>"})
+    named = sidecar_files.categories({0: "water", 3: "Forest & <wood>"})
     added = named.replace(b"</PAMRasterBand>", STATISTICS + b"</PAMRasterBand>")
     listed = files.format_sums({"classes.tif.aux.xml": files.sha256(named)})
     for number, name in enumerate(("classes", "image")):

@@ -32,16 +32,16 @@ from fuzz_mutators import Mutator
 from PIL import Image
 
 from sgdata import files, package_data, verification
-from sgdata.builds import build_folder, build_recipe, pipeline
+from sgdata.builds import build_cost, build_folder, build_recipe, pipeline, plan_summary
 from sgdata.datasets import archives, bigearthnet, fmow, images, pairs, segmunich
 from sgdata.datasets.types import DatasetCard, ShardRecipe
 from sgdata.labels import class_tables, osm_features
-from sgdata.packing import pack, select, split_lists
+from sgdata.packing import pack, select_samples, split_lists
 from sgdata.pages import ledger as ledger_page
 from sgdata.pages import run as run_page
-from sgdata.rasters import block_tables, blocks, geotiff, small_jpeg, small_tiff
+from sgdata.rasters import geotiff, small_jpeg, small_tiff, tiff_blocks, tiff_header
 from sgdata.results import training_log
-from sgdata.scenes import aoi, build_cost, coverage, eopf_items, lock, product_metadata, search
+from sgdata.scenes import aoi, coverage, eopf_items, lock, product_metadata, search
 from sgdata.scenes.types import Asset
 from sgdata.shards import contracts, sample_hashes, tar_format, write_shards
 from sgdata.staging import scene_files, window_staging
@@ -82,7 +82,7 @@ def _search(where: Path, folder: Path) -> None:
 
 def _lock(folder: Path, path: Path) -> None:
     planned = lock.read(path)
-    coverage.describe_sparse_months(coverage.count_months(planned))
+    plan_summary.describe_sparse_months(plan_summary.count_months(planned))
     build_cost.estimate_cost(planned, "catalog.json", workers=2)
     # The bands of the locks of the corpus, beside the mask layer.
     bands = json.dumps([name for name in BANDS if name != "SCL"])
@@ -114,15 +114,15 @@ def _stage(folder: Path, path: Path) -> None:
 def _read_blocks(path: Path) -> None:
     """Decode a file as those on servers are, except where that is left to GDAL."""
     content = memoryview(path.read_bytes())
-    with contextlib.suppress(block_tables.OtherLayoutError, blocks.DamagedBlockError):
-        table = block_tables.parse({0: bytes(content)}, len(content), "B02")
+    with contextlib.suppress(tiff_header.OtherLayoutError, tiff_blocks.DamagedBlockError):
+        table = tiff_header.parse({0: bytes(content)}, len(content), "B02")
         height, width = table.grid.shape
-        joined = blocks.plan_ranges(table, [Window(row=0, col=0, height=height, width=width)])
-        blocks.check_sizes(table, joined, len(content), "B02")
+        joined = tiff_blocks.plan_ranges(table, [Window(row=0, col=0, height=height, width=width)])
+        tiff_blocks.check_sizes(table, joined, len(content), "B02")
         for span in joined:
             for index in span.blocks:
                 start = int(table.offsets[index])
-                blocks.decode(table, index, content[start : start + int(table.sizes[index])])
+                tiff_blocks.decode(table, index, content[start : start + int(table.sizes[index])])
 
 
 def _zarr(folder: Path, path: Path) -> None:
@@ -212,9 +212,9 @@ def _checkpoint(folder: Path, path: Path) -> None:
 
 def _dataset(module: Any, dataset: str, *overrides: str) -> Callable[[Path, Path], None]:
     def read(folder: Path, path: Path) -> None:
-        recipe = select.recipe_for(dataset, overrides)
+        recipe = select_samples.recipe_for(dataset, overrides)
         source = path if path.suffix == ".toml" else folder / "build" if (folder / "build").is_dir() else folder
-        source, found, contract = select.list_samples(recipe, source, module.list_samples)
+        source, found, contract = select_samples.list_samples(recipe, source, module.list_samples)
         with module.open_source(source, contract) as read_sample:
             samples = [write_shards.storable(read_sample(ref), contract) for ref in found.refs[:2]]
         files.canonical_json([[sample.key, sample.split, sample.meta] for sample in samples])

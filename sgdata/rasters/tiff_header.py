@@ -1,7 +1,7 @@
 """Read the header of a TIFF without GDAL: grid, layout, and where each block lies in the file. Pure.
 
-Only layouts that `sgdata.rasters.blocks` decodes are taken: one band of uint8 or uint16, in blocks that are plain or
-compressed by Deflate, LZW or Zstandard, on a projected CRS with an EPSG code (TIFF 6.0, BigTIFF, OGC GeoTIFF 1.1).
+Only layouts that `sgdata.rasters.tiff_blocks` decodes are taken: one band of uint8 or uint16, in blocks that are plain
+or compressed by Deflate, LZW or Zstandard, on a projected CRS with an EPSG code (TIFF 6.0, BigTIFF, OGC GeoTIFF 1.1).
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from sgdata.composite import cloud_masks, mask_scenes, needed_cells, select_date
 from sgdata.errors import SettingError, SourceError
 from sgdata.rasters import cells
 from sgdata.rasters.cells import Cells
-from sgdata.remote.access import access_of
+from sgdata.remote.allowed_addresses import access_of
 from sgdata.safe_names import file_name
 from sgdata.scenes import lock, offsets, search, signing, types
 from sgdata.scenes.lock import Item, Lock

@@ -22,7 +22,7 @@ from sgdata import files, urls
 from sgdata.errors import SgdataError
 
 if TYPE_CHECKING:
-    from sgdata.remote.access import Access
+    from sgdata.remote.allowed_addresses import Access
 
 PART_BYTES = 2**16
 SAMPLED = 8

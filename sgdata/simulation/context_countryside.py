@@ -8,7 +8,7 @@ import numpy as np
 import shapely
 from shapely.geometry import Polygon
 
-from sgdata.simulation import country, noise, shapes, town
+from sgdata.simulation import countryside, noise, shapes, town
 
 if TYPE_CHECKING:
     from sgdata.simulation.sketch import Rng, Sketch
@@ -25,18 +25,18 @@ GREEN = ("golf", "golf", "park", "park", "allotments", "cemetery", "sports")
 def draw_countryside(sketch: Sketch, extent: Polygon, occupied: shapely.STRtree, water: list[Polygon]) -> None:
     """Cut land into cells, deal them to the uses, and draw each use."""
     rng = sketch.rng(5)
-    cells = [(cell, shapes.subtract(cell, occupied)) for cell in country.voronoi(extent, CELL_M, rng)]
+    cells = [(cell, shapes.subtract(cell, occupied)) for cell in countryside.voronoi(extent, CELL_M, rng)]
     cells = [(cell, land) for cell, land in cells if land]
     uses = _assign_uses(sketch, [cell for cell, _ in cells], water)
     same_use = {
         name: shapely.STRtree(
             [piece for (_, land), cell_use in zip(cells, uses, strict=True) if cell_use == name for piece in land]
         )
-        for name in country.NATURAL
+        for name in countryside.NATURAL
     }
     for (cell, land), name in zip(cells, uses, strict=True):
-        if name in country.NATURAL:
-            country.draw_natural(sketch, name, land, same_use[name], cell, rng)
+        if name in countryside.NATURAL:
+            countryside.draw_natural(sketch, name, land, same_use[name], cell, rng)
         else:
             for piece in land:
                 _draw_use(sketch, name, piece, rng)
@@ -70,7 +70,7 @@ def _draw_use(sketch: Sketch, use: str, land: Polygon, rng: Rng) -> None:
     elif use == "works":
         town.draw_works(sketch, land, rng)
     elif use == "housing":
-        country.draw_housing(sketch, land, rng)
+        countryside.draw_housing(sketch, land, rng)
     elif use == "orchard":
         sketch.add("orchard", shapes.subdivide(land, 16_000, rng)[0], rng, hidden=0.05)
     else:

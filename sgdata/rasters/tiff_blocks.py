@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sgdata import limits
-from sgdata.rasters.block_tables import BlockTable
+from sgdata.rasters.tiff_header import BlockTable
 from sgdata.types import Array, Window
 
 RANGE_BYTES = 1 << 23
