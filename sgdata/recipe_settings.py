@@ -38,7 +38,7 @@ RANGES: dict[str, tuple[float, float]] = {
     # The cap of a shard is 1 TB.
     "shard_mb": (1, 2**20),
     # Training. Weights with a decay of 1 would stay those of the start.
-    "average": (0, 1 - 1e-9), "smoothing": _SHARE, "zoom": (0.01, 1), "min_share": (1e-4, 1), "seed": _SEED,
+    "ema_decay": (0, 1 - 1e-9), "smoothing": _SHARE, "zoom": (0.01, 1), "min_share": (1e-4, 1), "seed": _SEED,
     "fraction_seed": _SEED, "epochs": (0, 10**6), "batch": _COUNT, "accumulate": _COUNT,
     "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
     "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
@@ -54,8 +54,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "erase": _SHARE, "erase_area": _SHARE, "erase_aspect": (1e-3, 1000), "mixup": (0, 1000), "cutmix": (0, 1000),
     "cutmix_share": _SHARE, "chance": _SHARE, "jitter": (0, 100),
     # Models. The largest of those here is 1280 wide and 32 blocks deep; paths that are all dropped learn nothing.
-    "image_px": (0, 65_536), "patch_px": (1, 4096), "bands": (1, 1024), "group_bands": (1, 1024), "times": (1, 1024),
-    "dropped": (0, 1024), "groups": (0, 8192), "groups_levels": (1, 8192), "group_width": (0, 8192),
+    "image_px": (0, 65_536), "patch_px": (1, 4096), "bands": (1, 1024), "group_bands": (1, 1024),
+    "timesteps": (1, 1024), "dropped_groups": (0, 1024),
+    "groups": (0, 8192), "groups_levels": (1, 8192), "group_width": (0, 8192),
     "width": (1, 8192), "widths": (1, 8192), "levels": (1, 8192), "hidden": (1, 8192), "skip": (0, 8192),
     "skip_layers": (1, 64), "skip_dilations": (1, 64),
     "mean_px": (1, 1001), "keep": (0.5, 1), "after": (0, 256), "features_gb": (0, 10**6),
@@ -63,6 +64,24 @@ RANGES: dict[str, tuple[float, float]] = {
     "dropout_levels": _SHARE, "temperature": (1e-6, 10**6), "projection": (1, 8192), "queue": (0, 2**20),
     "momentum": _SHARE,
 }  # fmt: skip
+
+_ENCODER_KEYS = {
+    "times": "timesteps", "positions": "pos_embed", "dropped": "dropped_groups", "start": "pos_embed_init",
+}  # fmt: skip
+RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "training": {"average": "ema_decay"},
+    "optimizer": {"decay": "weight_decay_on"},
+    "encoder": _ENCODER_KEYS,
+    "model": _ENCODER_KEYS,  # of pretraining
+}
+"""Names of settings in earlier versions and today, by the name of their table."""
+
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "schedule": {"per epoch": "exponential"},
+    "weight_decay_on": {"not tables": "matrices-except-pos-embed"},
+    "pos_embed": {"pair": "separate"},
+}
+"""Values of settings in earlier versions and today, by the name of the setting today."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +211,11 @@ def explain(kind: type[Any], errors: Sequence[Any]) -> str:
         expected += f" with {', '.join(keys)}"
     if missing:
         return f"'{key}' is missing: {expected}; add it"
-    return f"'{key}' is {_toml(first['input']):.80}: {expected}; correct it"
+    value = first["input"]
+    renamed = RENAMED_VALUES.get(key.rpartition(".")[2], {})
+    if isinstance(value, str) and value in renamed:
+        return f"'{key}' is {value!r}, which is now called {renamed[value]!r}; rename it"
+    return f"'{key}' is {_toml(value):.80}: {expected}; correct it"
 
 
 def _unknown(kind: type[Any], loc: Sequence[str | int]) -> str:
@@ -200,6 +223,9 @@ def _unknown(kind: type[Any], loc: Sequence[str | int]) -> str:
     *above, last = loc
     table, hint = _locate(kind, above)
     key = f"{table}.{last}".lstrip(".")
+    renamed = RENAMED_KEYS.get(table.rpartition(".")[2], {}).get(str(last))
+    if renamed in _keys(hint):
+        return f"'{key}' is now called '{table}.{renamed}'; rename it"
     # The last part first: a setting is more often sought in a wrong table than by a wrong word.
     names = _at_indices([setting.key for setting in settings(kind)], loc)
     scores = {name: _likeness(str(last), name.rpartition(".")[2]) for name in names}
@@ -257,6 +283,32 @@ def _article(name: str) -> str:
     if name.startswith(("one of", "true or false")):
         return name
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
+# --- documents of earlier versions -----------------------------------------------------------
+
+
+def with_current_names(document: Any, table: str = "", levels: int = 20) -> Any:
+    """Return a plain document with the settings of earlier versions under their names of today.
+
+    For documents that programs wrote, such as cards of checkpoints; recipes with an earlier name are refused.
+
+    Args:
+        document: Dicts, lists and scalars as read from TOML or JSON.
+        table: Name of the table that the document is, "" for the top level.
+        levels: Number of nested levels to search, more than any document of this project has.
+    """
+    if isinstance(document, list) and levels:
+        return [with_current_names(item, table, levels - 1) for item in document]
+    if not isinstance(document, dict) or not levels:
+        return document
+    keys = RENAMED_KEYS.get(table, {})
+    current: dict[str, Any] = {}
+    for name, value in document.items():
+        key = keys.get(name, str(name))
+        inner = with_current_names(value, key, levels - 1)
+        current[key] = RENAMED_VALUES.get(key, {}).get(inner, inner) if isinstance(inner, str) else inner
+    return current
 
 
 # --- ranges --------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     same = ("normalise.scheme=minmax", "normalise.eps=1e-9", "training.epochs=2")
     pretrain.main(recipe(*same), run_paths_for(every, tmp_path / "first"))
     weights = tmp_path / "first" / "checkpoint-last"
-    made = recipe(*same, "normalise.missing=drop-group", "training.average=0.9")
+    made = recipe(*same, "normalise.missing=drop-group", "training.ema_decay=0.9")
     assert (
         pretrain.main(made, run_paths_for(folder, tmp_path / "run", weights=weights, stop_after=1)) == ExitCode.FINDINGS
     )
@@ -141,7 +141,7 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
     assert last.model.encoder is not None
     assert last.contract is not None
     assert last.normalisation is not None
-    assert last.model.encoder.dropped == (3,)
+    assert last.model.encoder.dropped_groups == (3,)
     assert [band.name for band in last.contract.bands] == [*sentinel2.L2A_BANDS[:9]]
     assert (last.normalisation.missing, last.normalisation.absent) == ("drop-group", ("B08",))
     logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -153,10 +153,10 @@ def test_groups_without_data_have_no_tokens(tmp_path: Path) -> None:
 
 def test_remaining_groups_are_encoded_as_before() -> None:
     """Dropping a group gives the tokens that the whole model computes when only the other groups are kept."""
-    for positions in ("pair", "joint"):
-        config = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=2, positions=positions)  # type: ignore[arg-type]
+    for positions in ("separate", "joint"):
+        config = encoder.EncoderConfig(image_px=16, width=24, depth=2, heads=2, pos_embed=positions)  # type: ignore[arg-type]
         whole = mae.MaskedAutoencoder(encoder.Encoder(config))
-        left = mae.MaskedAutoencoder(encoder.Encoder(dataclasses.replace(config, dropped=(1,))))
+        left = mae.MaskedAutoencoder(encoder.Encoder(dataclasses.replace(config, dropped_groups=(1,))))
         left.load_state_dict(whole.state_dict())
         images = torch.rand(2, 12, 16, 16)
         kept = torch.tensor([*range(4), *range(8, 16)]).expand(2, -1)
@@ -175,4 +175,4 @@ def test_a_classifier_trains_on_fewer_bands(tmp_path: Path, policy: str) -> None
     card = cards.read(tmp_path / "run" / "checkpoint-last")
     assert isinstance(card.model, specs.TaskSpec)
     assert card.model.recipe.encoder is not None
-    assert card.model.recipe.encoder.dropped == (() if policy == "mean" else (3,))
+    assert card.model.recipe.encoder.dropped_groups == (() if policy == "mean" else (3,))

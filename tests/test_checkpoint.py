@@ -110,12 +110,12 @@ def test_equal_models_give_equal_bytes(tmp_path: Path) -> None:
         (lambda f: os.truncate(f / "model.safetensors", 9000), "not a whole safetensors file"),
         (lambda f: (f / "card.json").write_text("{}"), "'model'"),
         (
-            lambda f: _edit(f, '"format": 2', '"format": 1'),
-            "format 1, this version reads 2; use the version of sgmodel",
+            lambda f: _edit(f, '"format": 3', '"format": 1'),
+            "format 1, this version reads 2 and 3; use the version of sgmodel",
         ),
         (
             lambda f: (f / "card.json").write_text('{"format": 1, "model": {"kind": "x"}}'),
-            "format 1, this version reads 2",
+            "format 1, this version reads 2 and 3",
         ),
         (lambda f: _edit(f, '"depth": 2', '"depth": 3'), "weights do not fit the card"),
     ],
@@ -133,6 +133,25 @@ def _edit(folder: Path, old: str, new: str) -> None:
     text = (folder / "card.json").read_text()
     assert old in text
     (folder / "card.json").write_text(text.replace(old, new))
+
+
+def test_a_card_with_the_names_of_format_2_is_read(tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, timesteps=2, pos_embed_init="sincos", pos_embed="joint")
+    model = encoder.Encoder(config)
+    training = {
+        "ema_decay": 0.9,
+        "optimizer": {"schedule": "exponential", "weight_decay_on": "matrices-except-pos-embed"},
+    }
+    card = dataclasses.replace(card_of(model), recipe={"training": training})
+    checkpoint_folder.save(tmp_path, model, card)
+    for new, old in {
+        '"format": 3': '"format": 2', '"timesteps": 2': '"times": 2', '"pos_embed": ': '"positions": ',
+        '"dropped_groups": ': '"dropped": ', '"pos_embed_init": ': '"start": ', '"ema_decay": ': '"average": ',
+        '"weight_decay_on": "matrices-except-pos-embed"': '"decay": "not tables"', '"exponential"': '"per epoch"',
+    }.items():  # fmt: skip
+        _edit(tmp_path, new, old)
+    assert cards.read(tmp_path) == card
+    assert cards.load(tmp_path).config == config
 
 
 def test_the_commit_is_this_checkouts_or_nothing() -> None:
@@ -394,7 +413,7 @@ def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
 
 
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
-    joint = dataclasses.replace(TINY, positions="joint")
+    joint = dataclasses.replace(TINY, pos_embed="joint")
     model = build("classifier", spectralgpt(joint, pooling="released"), 12, 7)
     report = transfer.fit(model, autoencoder().state_dict(), at_least=0.8)
     assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
@@ -439,9 +458,9 @@ def test_the_published_models_are_known_by_their_shapes(table: str) -> None:
     assert own == {name: t.shape for name, t in state.items()}
     size = table.split("_")[0]
     sizes = {"base": encoder.base(), "large": encoder.large(), "huge": encoder.huge()}
-    joint = "joint" if "classify" in table else "pair"
+    joint = "joint" if "classify" in table else "separate"
     known = spec.recipe.encoder if isinstance(spec, specs.TaskSpec) else spec.encoder
-    assert known == dataclasses.replace(sizes[size], positions=joint)
+    assert known == dataclasses.replace(sizes[size], pos_embed=joint)
     assert getattr(spec, "decoder", None) in {None, mae.DecoderConfig()}
 
 

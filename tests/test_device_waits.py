@@ -96,7 +96,7 @@ def test_one_wait_in_a_step_is_found(wait: Any, tmp_path: Path, on_meta: OnMeta)
 @pytest.mark.parametrize("log_every", [1, 5])
 def test_a_step_that_fails_leaves_the_run_at_the_step_before(log_every: int, tmp_path: Path) -> None:
     made = [sample(n, "train", 32, 32) for n in range(8)]
-    settings = ("training.average=0.5", f"training.log_every={log_every}", "training.accumulate=1")
+    settings = ("training.ema_decay=0.5", f"training.log_every={log_every}", "training.accumulate=1")
     poison = ("normalise.scheme=minmax", "normalise.eps=0", "training.optimizer.warmup_epochs=0")
     write_shards.write(made, tmp_path / "shards", contract=contract(32))
     source = loader.Samples(tmp_path / "shards", "train", ("image",))
@@ -111,7 +111,7 @@ def test_a_step_that_fails_leaves_the_run_at_the_step_before(log_every: int, tmp
     assert pretrain.main(recipe(*settings, *poison), stopped) == ExitCode.FINDINGS
     folders = [tmp_path / name / "checkpoint-last" for name in runs]
     assert files.read_sums(folders[0]) == files.read_sums(folders[1])
-    assert "average.safetensors" in files.read_sums(folders[0])
+    assert "ema.safetensors" in files.read_sums(folders[0])
     lines = [json.loads(line) for line in (tmp_path / "failed" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0]
 

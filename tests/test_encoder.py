@@ -22,24 +22,24 @@ configs = st.builds(
         group_bands=group,
         image_px=side * patch,
         patch_px=patch,
-        times=times,
+        timesteps=times,
         width=12,
         depth=1,
         heads=2,
-        positions=positions,
+        pos_embed=positions,
     ),
     st.integers(1, 5),
     st.integers(1, 4),
     st.integers(1, 4),
     st.sampled_from([1, 2, 4]),
     st.integers(1, 2),
-    st.sampled_from(["pair", "joint"]),
+    st.sampled_from(["separate", "joint"]),
 )
 
 
 def images(config: encoder.EncoderConfig, n: int = 2) -> Tensor:
     shape = (config.bands, config.image_px, config.image_px)
-    return torch.rand(n, *(shape if config.times == 1 else (config.times, *shape)))
+    return torch.rand(n, *(shape if config.timesteps == 1 else (config.timesteps, *shape)))
 
 
 def with_random_tables(config: encoder.EncoderConfig) -> encoder.Encoder:
@@ -126,8 +126,8 @@ def test_block_equals_torchs_own_layer() -> None:
         {"patch_px": 16, "image_px": 32},
         {"image_px": 96},
         {"image_px": 120},
-        {"times": 3},
-        {"positions": "joint"},
+        {"timesteps": 3},
+        {"pos_embed": "joint"},
     ],
 )
 def test_other_shapes(change: dict[str, int]) -> None:
@@ -140,7 +140,7 @@ def test_other_shapes(change: dict[str, int]) -> None:
 
 
 def test_several_times_are_further_tokens_with_their_own_rows() -> None:
-    config = dataclasses.replace(TINY, times=2)
+    config = dataclasses.replace(TINY, timesteps=2)
     model = with_random_tables(config)
     assert model.pos_embed_temporal.shape == (1, 8, 24)
     x = images(config)
@@ -225,8 +225,8 @@ def test_sizes_that_do_not_divide_are_refused() -> None:
         encoder.Encoder(dataclasses.replace(TINY, bands=10))
     with pytest.raises(SettingError, match="image_px 100 is not a multiple of patch_px 8"):
         encoder.Encoder(dataclasses.replace(TINY, image_px=100))
-    with pytest.raises(SettingError, match="start is 'sincos', a width is 18: expected a multiple of 4"):
-        encoder.initialise(encoder.Encoder(dataclasses.replace(TINY, width=18, start="sincos")))
+    with pytest.raises(SettingError, match="model.pos_embed_init is 'sincos', a width is 18: expected a multiple of 4"):
+        encoder.initialise(encoder.Encoder(dataclasses.replace(TINY, width=18, pos_embed_init="sincos")))
 
 
 @pytest.mark.parametrize("shape", [(2, 10, 16, 16), (2, 12, 32, 32), (12, 16, 16)])

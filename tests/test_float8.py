@@ -194,7 +194,7 @@ def test_the_rate_of_products_is_not_measured(folder: Path, tmp_path: Path) -> N
 
 
 def pretrained(folder: Path, out: Path, precision: str, *settings: str, **others: object) -> int:
-    chosen = recipe(f"training.precision={precision}", "training.average=0.5", *settings)
+    chosen = recipe(f"training.precision={precision}", "training.ema_decay=0.5", *settings)
     return pretrain.main(chosen, run_paths_for(folder, out, **others))
 
 
@@ -208,7 +208,7 @@ def test_a_run_resumes_to_equal_bytes_and_its_weights_fit_bf16(folder: Path, tmp
     assert pretrained(folder, out, "fp8", stop_after=4) != 0
     assert pretrained(folder, out, "fp8") == 0
     assert (out / "SHA256SUMS").read_bytes() == (whole / "SHA256SUMS").read_bytes()
-    assert (out / "checkpoint-last" / "average.safetensors").is_file()
+    assert (out / "checkpoint-last" / "ema.safetensors").is_file()
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["precision"] == "fp8"
     plain, back = tmp_path / "bf16", tmp_path / "back"

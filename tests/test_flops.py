@@ -45,7 +45,7 @@ SPECS: dict[str, specs.ModelSpec] = {
     "encoder": specs.EncoderSpec(encoder=CONFIG),
     "autoencoder": autoencoder(),
     "autoencoder, class token": autoencoder(class_token=True),
-    "autoencoder, times": autoencoder(times=2),
+    "autoencoder, times": autoencoder(timesteps=2),
     "classifier": spectralgpt("classifier"),
     "classifier, class token": spectralgpt("classifier", replace(CONFIG, class_token=True), pooling="class"),
     "classifier, released pooling": spectralgpt("classifier", pooling="released"),
@@ -54,7 +54,7 @@ SPECS: dict[str, specs.ModelSpec] = {
     "classifier, dropped tokens": spectralgpt(
         "classifier", replace(CONFIG, class_token=True), reduction=replace(MERGED, method="drop", after=(0, 1))
     ),
-    "segmenter, dropped group": spectralgpt("segmenter", replace(CONFIG, dropped=(3,))),
+    "segmenter, dropped group": spectralgpt("segmenter", replace(CONFIG, dropped_groups=(3,))),
     "change": spectralgpt("change"),
     "change without a shortcut": spectralgpt("change", head=PLAIN_HEAD),
     "probe of scenes": replace(spectralgpt("classifier"), probe=True),
@@ -88,7 +88,7 @@ def loss(spec: specs.ModelSpec, model: nn.Module, images: Tensor) -> Tensor:
 def test_a_step_has_the_counted_operations(name: str) -> None:
     spec = SPECS[name]
     px = spec.px or 32
-    times = spec.encoder.times if isinstance(spec, specs.AutoencoderSpec) else 1
+    times = spec.encoder.timesteps if isinstance(spec, specs.AutoencoderSpec) else 1
     with torch.device("cpu" if "swin" in name else "meta"):  # Swin computes tables, which needs memory
         model = spec.build()
         bands = spec.bands if isinstance(spec, specs.TaskSpec | specs.ContrastSpec) else spec.encoder.image_bands

@@ -16,7 +16,7 @@ from sgmodel.models import encoder, upernet
 
 def test_the_released_classifier_has_the_published_keys() -> None:
     with torch.device("meta"):
-        config = dataclasses.replace(encoder.base(), positions="joint")
+        config = dataclasses.replace(encoder.base(), pos_embed="joint")
         model = build("classifier", spectralgpt(config, pooling="released"), 12, 10)
     rows = package_data.table("spectralgpt_base_classify_keys")
     assert {k: "x".join(map(str, v.shape)) for k, v in model.state_dict().items()} == {

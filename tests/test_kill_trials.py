@@ -68,7 +68,7 @@ def release(home: Path) -> Words:
 def train(home: Path) -> Words:
     """Some twenty steps, of which every one is saved."""
     shards = write(home / "shards", train=6, val=2)
-    sets = [f"--set={text}" for text in (*SMALL, "training.epochs=12", "training.average=0.5", "picture_every=5")]
+    sets = [f"--set={text}" for text in (*SMALL, "training.epochs=12", "training.ema_decay=0.5", "picture_every=5")]
     words = ["sgmodel", "pretrain", "pretrain-demo-tiny", "--shards", str(shards), "--save-minutes", "0"]
     return lambda out: [*words, "--device", "cpu", "--threads", "1", *sets, "--out", str(out)]
 

@@ -20,7 +20,7 @@ from sgdata.shards import write_shards
 SETTINGS = (
     *SMALL,
     "training.epochs=12",
-    "training.average=0.5",
+    "training.ema_decay=0.5",
     'accept=["normalisation"]',
     "picture_every=5",
 )

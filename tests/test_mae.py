@@ -107,7 +107,7 @@ def test_unpatchify_is_the_inverse_of_patchify(config: encoder.EncoderConfig) ->
 
 def losses_in_bands(pred: Tensor, target: Tensor, mask: Tensor, config: encoder.EncoderConfig) -> dict[str, Tensor]:
     """Compute both terms from whole images, with loops over bands instead of tokens."""
-    shape = (len(pred), config.times, config.bands, config.image_px, config.image_px)
+    shape = (len(pred), config.timesteps, config.bands, config.image_px, config.image_px)
     pixels = mask.unsqueeze(-1).expand(-1, -1, config.token_values)
     p, t, m = (mae.unpatchify(x, config).reshape(shape) for x in (pred, target, pixels))
     sums = []

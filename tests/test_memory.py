@@ -128,7 +128,7 @@ def test_every_kind_of_model_is_counted() -> None:
     autoencoder = specs.AutoencoderSpec(encoder=CONFIG, decoder=DECODER, objective=mae.MaskedObjective())
     cases: dict[str, tuple[specs.ModelSpec, int]] = {
         "encoder": (specs.EncoderSpec(encoder=CONFIG), 64),
-        "times": (dataclasses.replace(autoencoder, encoder=dataclasses.replace(CONFIG, times=2)), 64),
+        "times": (dataclasses.replace(autoencoder, encoder=dataclasses.replace(CONFIG, timesteps=2)), 64),
         "change": (spectralgpt("change"), 64),
         "moco": (contrast("resnet", "moco"), 32),
         "satmae": (specs.TaskSpec(kind="classifier", recipe=baselines.BASELINES["satmae"], bands=12), 32),

@@ -40,7 +40,7 @@ def test_poly_equals_the_released_one(parity: Path) -> None:
 
 def test_the_rate_of_change_detection_falls_once_an_epoch(parity: Path) -> None:
     theirs = np.load(parity / "schedules.npz")["oscd/lr_per_epoch"]
-    ours = make(1e-4, 0, 300, 3, "per epoch")
+    ours = make(1e-4, 0, 300, 3, "exponential")
     np.testing.assert_allclose(ours, theirs.repeat(3), rtol=1e-5)
 
 
@@ -60,7 +60,7 @@ def test_biases_and_norms_escape_the_decay_and_tables_do_not() -> None:
 
 
 def test_decay_all_leaves_nothing_out() -> None:
-    recipe = optim.OptimizerRecipe(lr=1e-4, schedule="poly", warmup_epochs=15, weight_decay=1e-5, decay="all")
+    recipe = optim.OptimizerRecipe(lr=1e-4, schedule="poly", warmup_epochs=15, weight_decay=1e-5, weight_decay_on="all")
     (decayed,) = optim.groups(nn.Linear(3, 2), recipe)
     assert len(decayed["params"]) == 2
 
@@ -75,7 +75,7 @@ def test_frozen_parameters_are_in_no_group() -> None:
 def test_layer_decay_equals_the_released_one_for_every_parameter(parity: Path) -> None:
     theirs = np.load(parity / "classify_small_sep_pos.npz", allow_pickle=False)
     model = build("classifier", spectralgpt(encoder.EncoderConfig(image_px=32, width=96, depth=3, heads=4)), 12, 19)
-    recipe = dataclasses.replace(PRETRAIN, decay="not tables", layer_decay=0.75)
+    recipe = dataclasses.replace(PRETRAIN, weight_decay_on="matrices-except-pos-embed", layer_decay=0.75)
     names = {id(parameter): name for name, parameter in state_keys.parameters(model).items()}
     ours = {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
@@ -92,7 +92,7 @@ def test_layer_decay_by_name() -> None:
     recipe = dataclasses.replace(PRETRAIN, layer_decay=0.5)
     joint = build(
         "classifier",
-        spectralgpt(encoder.EncoderConfig(image_px=16, width=8, depth=2, heads=2, positions="joint")),
+        spectralgpt(encoder.EncoderConfig(image_px=16, width=8, depth=2, heads=2, pos_embed="joint")),
         12,
         3,
     )

@@ -292,7 +292,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
 
 @pytest.mark.parametrize("more", [["training.precision=fp16"], ["training.precision=bf16", "training.recompute=true"]])
 def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path: Path, more: list[str]) -> None:
-    made = recipe(*more, "training.average=0.5", "training.epochs=4")
+    made = recipe(*more, "training.ema_decay=0.5", "training.epochs=4")
     assert pretrain.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == ExitCode.FINDINGS
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
     ours, theirs = (
@@ -300,14 +300,14 @@ def test_other_ways_of_training_learn_alike(folder: Path, whole: Path, tmp_path:
         for out in (tmp_path, whole)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-2)
-    last, mean = (files_of(tmp_path / "checkpoint-last", name) for name in ("model", "average"))
+    last, mean = (files_of(tmp_path / "checkpoint-last", name) for name in ("model", "ema"))
     assert last.keys() == mean.keys()
     assert not torch.equal(last["norm.weight"], mean["norm.weight"])
     torch.testing.assert_close(last["norm.weight"], mean["norm.weight"], atol=0.05, rtol=0)
-    loaded = sgmodel.load(tmp_path / "checkpoint-last" / "average.safetensors")
+    loaded = sgmodel.load(tmp_path / "checkpoint-last" / "ema.safetensors")
     assert isinstance(loaded, mae.MaskedAutoencoder)
     assert torch.equal(loaded.norm.weight, mean["norm.weight"])
-    weights = tmp_path / "checkpoint-last" / "average.safetensors"
+    weights = tmp_path / "checkpoint-last" / "ema.safetensors"
     other = recipe("normalise.scheme=minmax", "training.epochs=1")
     with pytest.raises(SettingError, match="scheme is 'minmax', was 'zscore'"):  # its card is compared like any other
         pretrain.main(other, run_paths_for(folder, tmp_path / "next", weights=weights))
@@ -388,7 +388,7 @@ SHAPES = {
     "patches of 4": ((), {"patch_px": 4, "image_px": 24}),
     "patches of 16": ((), {"patch_px": 16}),
     "a class token": ((), {"class_token": True}),
-    "one joint table": ((), {"positions": "joint"}),
+    "one joint table": ((), {"pos_embed": "joint"}),
 }
 
 

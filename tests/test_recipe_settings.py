@@ -116,6 +116,32 @@ def test_a_wrong_setting_is_named_with_what_was_meant(name: str, change: str, te
     assert text in complaint(name, change)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "text"),
+    [
+        ("pretrain", "training.average=0.9", "'training.average' is now called 'training.ema_decay'; rename it"),
+        ("classify", "training.optimizer.decay='all'", "is now called 'training.optimizer.weight_decay_on'; rename it"),
+        ("pretrain", "model.times=2", "'model.times' is now called 'model.timesteps'; rename it"),
+        ("segment", "model.encoder.start='sincos'", "is now called 'model.encoder.pos_embed_init'; rename it"),
+        ("segment", "model.encoder.positions='pair'", "is now called 'model.encoder.pos_embed'; rename it"),
+        ("segment", "model.encoder.dropped=[1]", "is now called 'model.encoder.dropped_groups'; rename it"),
+        ("segment", "model.encoder.pos_embed='pair'", "is 'pair', which is now called 'separate'; rename it"),
+        ("segment", "training.optimizer.schedule='per epoch'", "is now called 'exponential'; rename it"),
+        ("build", "times=2", "'times' is not a setting"),
+    ],
+)
+def test_a_name_of_an_earlier_version_is_refused_with_that_of_today(name: str, change: str, text: str) -> None:
+    assert text in complaint(name, change)
+
+
+def test_every_renamed_setting_exists() -> None:
+    keys = {setting.key for kind, _ in KINDS.values() for setting in recipe_settings.settings(kind)}
+    for table, names in recipe_settings.RENAMED_KEYS.items():
+        for old, new in names.items():
+            assert any(f".{key}".endswith(f".{table}.{new}") for key in keys), new
+            assert not any(f".{key}".endswith(f".{table}.{old}") for key in keys), old
+
+
 # --- ranges --------------------------------------------------------------------------------
 
 

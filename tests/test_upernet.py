@@ -65,7 +65,7 @@ def test_merge_weighs_the_groups_of_each_place() -> None:
 
 
 def test_merge_accepts_several_times() -> None:
-    config = dataclasses.replace(TINY, times=2)
+    config = dataclasses.replace(TINY, timesteps=2)
     assert TokenMerge(config).linear.weight.shape == (1, 8)
     model = build("segmenter", spectralgpt(config, head=NARROW), 12, 3)
     assert model(images(config)).shape == (2, 3, 16, 16)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgdata import files
+from sgdata import files, recipe_settings
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts
 from sgdata.types import DISPLAY, Contract, LabelSpace
@@ -25,7 +25,9 @@ from sgmodel.models import encoder as enc
 from sgmodel.models import heads, mae, specs, upernet
 from sgmodel.models.factory import ModelRecipe
 
-FORMAT = 2
+FORMAT = 3
+# Format 2 has some settings under other names, see `recipe_settings.RENAMED_KEYS`.
+READABLE = (2, FORMAT)
 # Sizes in a card beyond which it is damaged: of the models here, the huge one has a width of 1280 and 32 blocks, and
 # MoCo compares with a queue of 65,536 views (He et al., CVPR 2020).
 LARGEST_SIZE = 8192
@@ -62,7 +64,7 @@ def load(path: Path) -> nn.Module:
     """Load a model on the CPU in evaluation mode.
 
     Args:
-        path: A checkpoint folder, a `.safetensors` file beside a card (such as `checkpoint-last/average.safetensors`),
+        path: A checkpoint folder, a `.safetensors` file beside a card (such as `checkpoint-last/ema.safetensors`),
             or a released file of SpectralGPT.
 
     Returns:
@@ -141,10 +143,12 @@ def read(path: Path) -> ModelCard:
         document = files.read_plain(path)
         # First, since a card of another format lacks keys, of which a message would not help.
         version = document.get("format", FORMAT)
-        if version != FORMAT:
+        if version not in READABLE:
             raise SourceError(
-                f"{path}: format {version!r:.20}, this version reads {FORMAT}; use the version of sgmodel that wrote it"
+                f"{path}: format {version!r:.20}, this version reads {' and '.join(map(str, READABLE))}; "
+                "use the version of sgmodel that wrote it"
             )
+        document = recipe_settings.with_current_names(document) | {"format": FORMAT}
         return files.parse(ModelCard, document, str(path))
     except SettingError as error:
         raise SourceError(str(error)) from None
@@ -327,7 +331,7 @@ def _encoder(state: State) -> enc.EncoderConfig:
         depth=_depth(state, "blocks"),
         heads=width // 80 if width == 1280 else max(width // 64, 1),
         mlp_ratio=state["blocks.0.mlp.fc1.weight"].shape[0] / width,
-        positions="joint" if joint else "pair",
+        pos_embed="joint" if joint else "separate",
         class_token="cls_token" in state,
     )
 

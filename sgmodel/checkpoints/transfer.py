@@ -147,7 +147,7 @@ def _config(model: nn.Module) -> enc.EncoderConfig | None:
 
 def _adapt_to_encoder(own: State, state: State, config: enc.EncoderConfig) -> Iterator[tuple[str, Tensor]]:
     """Yield the position tables and the patch kernel of `state` that differ in shape and can be adapted."""
-    planes = {"pos_embed_spatial": 1, "pos_embed": config.times * config.groups}
+    planes = {"pos_embed_spatial": 1, "pos_embed": config.timesteps * config.groups}
     for name, target in own.items():
         source = state.get(name, target)
         if source.shape == target.shape or source.ndim != target.ndim:
@@ -156,7 +156,7 @@ def _adapt_to_encoder(own: State, state: State, config: enc.EncoderConfig) -> It
         if name == "patch_embed.proj.weight" and source.shape[:2] == target.shape[:2]:
             yield name, adapt.kernel(source, target.shape)
         elif kind == "pos_embed_temporal" and source.shape[2] == target.shape[2]:
-            yield name, adapt.spectral_table(source, target.shape[1], config.times)
+            yield name, adapt.spectral_table(source, target.shape[1], config.timesteps)
         elif kind in planes and source.shape[2] == target.shape[2] and _square(source.shape[1], planes[kind]):
             yield name, adapt.resize_table(source, rows=target.shape[1], planes=planes[kind])
 

@@ -47,12 +47,12 @@ def resolve(recipe: R, contract: Contract) -> R:
     own: Any = recipe
     config: EncoderConfig | None = getattr(own.model, "encoder", own.model)
     # A recipe with dropped groups is already resolved: it is read back from the folder of a run.
-    if own.normalise.missing != "drop-group" or config is None or config.dropped:
+    if own.normalise.missing != "drop-group" or config is None or config.dropped_groups:
         return recipe
     available, size = {band.name for band in contract.bands}, config.group_bands
     groups = range(len(own.bands) // size)
     empty = tuple(group for group in groups if available.isdisjoint(own.bands[group * size : (group + 1) * size]))
-    left = replace(config, dropped=empty)
+    left = replace(config, dropped_groups=empty)
     names = tuple(name for number, name in enumerate(own.bands) if number // size not in empty)
     resolved: R = replace(own, bands=names, model=left if config is own.model else replace(own.model, encoder=left))
     return resolved

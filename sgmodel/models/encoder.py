@@ -27,7 +27,7 @@ class EncoderConfig:
 
     Attributes:
         bands: Number of bands of the full image, including those of dropped groups.
-        times: Number of acquisition times of an image.
+        timesteps: Number of acquisition times of an image.
         image_px: Side of the images in pixels.
         patch_px: Side of a token in pixels.
         group_bands: Number of neighbouring bands in a spectral group, which share a token.
@@ -36,15 +36,16 @@ class EncoderConfig:
         heads: Number of attention heads.
         mlp_ratio: Width of the hidden layer of a block's MLP over `width`.
         drop_path: Stochastic depth rate of the last block; it grows linearly from 0.
-        positions: Position tables: "pair" adds a spatial and a spectral one, "joint" has one over all tokens, as the
-            released classifier.
+        pos_embed: Position embeddings: "separate" adds a spatial and a spectral table, "joint" has one table over all
+            tokens, as the released classifier.
         class_token: Whether there is a class token, which heads may pool; the released models have none.
-        dropped: Spectral groups that the data lack, of which no tokens are made; their rows of the tables are kept.
-        start: Initial values of the position tables.
+        dropped_groups: Spectral groups that the data lack, of which no tokens are made; their rows of the tables are
+            kept.
+        pos_embed_init: Initial values of the position embeddings.
     """
 
     bands: int = 12
-    times: int = 1
+    timesteps: int = 1
     image_px: int = 128
     patch_px: int = 8
     group_bands: int = 3
@@ -53,14 +54,14 @@ class EncoderConfig:
     heads: int = 12
     mlp_ratio: float = 4.0
     drop_path: float = 0.0
-    positions: Literal["pair", "joint"] = "pair"
+    pos_embed: Literal["separate", "joint"] = "separate"
     class_token: bool = False
-    dropped: tuple[int, ...] = ()
-    start: Literal["random", "sincos"] = "random"
+    dropped_groups: tuple[int, ...] = ()
+    pos_embed_init: Literal["random", "sincos"] = "random"
 
     def __post_init__(self) -> None:
         """Check that sizes are positive and that bands, pixels and width divide. Raises SettingError."""
-        for name in ("bands", "times", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
+        for name in ("bands", "timesteps", "image_px", "patch_px", "group_bands", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise SettingError(f"{name} is {getattr(self, name)}: expected 1 or more in the model settings")
         for whole, part in (("bands", "group_bands"), ("image_px", "patch_px"), ("width", "heads")):
@@ -78,7 +79,7 @@ class EncoderConfig:
     @property
     def planes(self) -> int:
         """Number of tokens at one place of the ground: times x spectral groups that images have."""
-        return self.times * (self.groups - len(self.dropped))
+        return self.timesteps * (self.groups - len(self.dropped_groups))
 
     @property
     def groups(self) -> int:
@@ -88,7 +89,7 @@ class EncoderConfig:
     @property
     def image_bands(self) -> int:
         """Number of bands of one image: those of the groups that are not dropped."""
-        return (self.groups - len(self.dropped)) * self.group_bands
+        return (self.groups - len(self.dropped_groups)) * self.group_bands
 
     @property
     def tokens(self) -> int:
@@ -292,22 +293,26 @@ def positions(parts: EncoderModules, prefix: str = "") -> Tensor:
         prefix: "decoder_" for the tables of the decoder.
     """
     config = parts.config
-    present = [plane for plane in range(config.times * config.groups) if plane % config.groups not in config.dropped]
+    present = [
+        plane for plane in range(config.timesteps * config.groups) if plane % config.groups not in config.dropped_groups
+    ]
     if hasattr(parts, f"{prefix}pos_embed"):
         joint: Tensor = getattr(parts, f"{prefix}pos_embed")
         return (
-            joint.reshape(1, -1, config.side**2, joint.shape[-1])[:, present].flatten(1, 2) if config.dropped else joint
+            joint.reshape(1, -1, config.side**2, joint.shape[-1])[:, present].flatten(1, 2)
+            if config.dropped_groups
+            else joint
         )
     spatial_1SD: Tensor = getattr(parts, f"{prefix}pos_embed_spatial")
     spectral_1GD: Tensor = getattr(parts, f"{prefix}pos_embed_temporal")  # the released name of the spectral table
-    spectral_1GD = spectral_1GD[:, present] if config.dropped else spectral_1GD
+    spectral_1GD = spectral_1GD[:, present] if config.dropped_groups else spectral_1GD
     return (spectral_1GD.unsqueeze(2) + spatial_1SD.unsqueeze(1)).flatten(1, 2)
 
 
 def position_rows(config: EncoderConfig) -> dict[str, int]:
     """Return the number of rows of each position table by released name; dropped groups keep theirs."""
-    planes = config.times * config.groups
-    if config.positions == "joint":
+    planes = config.timesteps * config.groups
+    if config.pos_embed == "joint":
         return {"pos_embed": planes * config.side**2}
     return {"pos_embed_spatial": config.side**2, "pos_embed_temporal": planes}
 
@@ -345,7 +350,7 @@ def initialise(module: nn.Module) -> None:
         elif name.endswith(("mask_token", "cls_token")):
             nn.init.normal_(parameter, std=0.02)
     config = getattr(module, "config", None)
-    if isinstance(config, EncoderConfig) and config.start == "sincos":
+    if isinstance(config, EncoderConfig) and config.pos_embed_init == "sincos":
         _start_with_sincos(module, config)
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -378,7 +383,7 @@ def sincos(side: int, width: int) -> Tensor:
     """
     if width % 4:
         raise SettingError(
-            f"model.start is 'sincos', a width is {width}: expected a multiple of 4; change one of the two"
+            f"model.pos_embed_init is 'sincos', a width is {width}: expected a multiple of 4; change one of the two"
         )
     frequencies = 10_000.0 ** -(torch.arange(width // 4) / (width // 4))
     rows, cols = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
@@ -391,7 +396,7 @@ def sincos(side: int, width: int) -> Tensor:
 
 def _check_images(images: Tensor, config: EncoderConfig) -> None:
     shape = (config.image_bands, config.image_px, config.image_px)
-    expected = shape if images.ndim <= 4 and config.times == 1 else (config.times, *shape)
+    expected = shape if images.ndim <= 4 and config.timesteps == 1 else (config.timesteps, *shape)
     if tuple(images.shape[1:]) != expected:
         raise SettingError(
             f"images are {tuple(images.shape)}, the model takes (N, {', '.join(map(str, expected))}): resize them, "

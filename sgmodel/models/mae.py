@@ -141,7 +141,7 @@ def unpatchify(tokens_NLP: Tensor, config: enc.EncoderConfig) -> Tensor:
     g, s, p = config.group_bands, config.side, config.patch_px
     x = tokens_NLP.reshape(-1, config.planes, s, s, g, p, p).permute(0, 1, 4, 2, 5, 3, 6)
     shape = (config.image_bands, config.image_px, config.image_px)
-    return x.reshape(-1, *(shape if config.times == 1 else (config.times, *shape)))
+    return x.reshape(-1, *(shape if config.timesteps == 1 else (config.timesteps, *shape)))
 
 
 def normalised(target_NLP: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def spectral_loss(pred_NLP: Tensor, target_NLP: Tensor, config: enc.EncoderConfi
 
 
 def _spectral_loss(errors: _Errors, config: enc.EncoderConfig) -> Tensor:
-    shape = (-1, config.times, config.planes // config.times, config.side**2, config.token_values)
+    shape = (-1, config.timesteps, config.planes // config.timesteps, config.side**2, config.token_values)
     # Summing the differences instead of subtracting the sums needs one tensor of this size instead of two.
     error_NTSP = errors.all.reshape(shape).sum(2)
     known = errors.known.reshape(shape).any(2).sum()
@@ -242,7 +242,9 @@ def _band_loss(errors: _Errors, mask_NL: Tensor, config: enc.EncoderConfig) -> T
     counted_NLB = mask_NL.unsqueeze(-1) * (errors.counts > 0)
     error_NLB = errors.squares / errors.counts.clamp(min=1) * counted_NLB
     error, counted = (
-        x.reshape(-1, config.times, config.planes // config.times, config.side**2, config.group_bands).sum((0, 1, 3))
+        x.reshape(-1, config.timesteps, config.planes // config.timesteps, config.side**2, config.group_bands).sum(
+            (0, 1, 3)
+        )
         for x in (error_NLB, counted_NLB)
     )
     return (error / counted).flatten()

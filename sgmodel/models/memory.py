@@ -155,7 +155,7 @@ def of_spec(
         transformer.recompute_activations(model)
     match spec:
         case specs.EncoderSpec() | specs.AutoencoderSpec():
-            images, bands = 1, spec.encoder.image_bands * spec.encoder.times
+            images, bands = 1, spec.encoder.image_bands * spec.encoder.timesteps
         case specs.ContrastSpec():
             images, bands = 2, spec.bands
         case specs.TaskSpec():
@@ -168,7 +168,7 @@ def of_spec(
         match spec:
             case specs.AutoencoderSpec():
                 encoder = spec.encoder
-                dates = (encoder.times,) if encoder.times > 1 else ()
+                dates = (encoder.timesteps,) if encoder.timesteps > 1 else ()
                 noise = torch.empty(batch, encoder.tokens, device="meta")
                 stacked = shown[0].reshape(batch, *dates, encoder.image_bands, px, px)
                 loss: Tensor = model(stacked, noise=noise, ratio=mask_ratio).loss

@@ -1,4 +1,4 @@
-"""Keep a running (exponential moving) average of the weights during training."""
+"""Keep an exponential moving average (EMA) of the weights during training."""
 
 from __future__ import annotations
 

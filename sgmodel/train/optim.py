@@ -29,20 +29,22 @@ class OptimizerRecipe:
 
     Attributes:
         lr: Peak learning rate; the papers' base rate x batch / 256 is multiplied out in the recipe.
-        schedule: Shape of the schedule after the warm-up.
+        schedule: Learning rate after the warm-up: half a cosine to 0, a polynomial of power 0.9 to 0, or "exponential",
+            which has no warm-up and multiplies the rate by 0.95 after every epoch.
         warmup_epochs: Duration of the linear warm-up.
         weight_decay: Weight decay.
-        decay: Which parameters decay: matrices, matrices except position tables, or all.
+        weight_decay_on: Parameters that decay: all, matrices (no biases, no norms), or matrices except position
+            embeddings and class token.
         betas: The two moment coefficients.
         clip_norm: Maximum norm of the gradients; 0 for none, as in the paper.
         layer_decay: Factor between the rates of a block and of the block below it; 1 for none.
     """
 
     lr: float
-    schedule: Literal["cosine", "poly", "per epoch"]
+    schedule: Literal["cosine", "poly", "exponential"]
     warmup_epochs: float
     weight_decay: float
-    decay: Literal["matrices", "not tables", "all"] = "matrices"
+    weight_decay_on: Literal["matrices", "matrices-except-pos-embed", "all"] = "matrices"
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 0.0
     layer_decay: float = 1.0
@@ -63,15 +65,15 @@ def poly(step: int, *, peak: float, warmup: float, total: float, power: float = 
     return peak * math.pow(left, power)
 
 
-def per_epoch(step: int, *, peak: float, steps_per_epoch: float, factor: float = 0.95) -> float:
+def exponential(step: int, *, peak: float, steps_per_epoch: float, factor: float = 0.95) -> float:
     """Multiply the rate by `factor` after every epoch, beginning with `peak` (OSCD)."""
     return peak * math.pow(factor, step // steps_per_epoch)
 
 
 def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> Schedule:
     """Return the learning rate of a recipe as a function of the step."""
-    if recipe.schedule == "per epoch":
-        return lambda step: per_epoch(step, peak=recipe.lr, steps_per_epoch=steps_per_epoch)
+    if recipe.schedule == "exponential":
+        return lambda step: exponential(step, peak=recipe.lr, steps_per_epoch=steps_per_epoch)
     # A run may be shorter than the warm-up; the schedule must still be defined at its end.
     warmup = min(recipe.warmup_epochs * steps_per_epoch, total - 1)
     if recipe.schedule == "poly":
@@ -82,8 +84,8 @@ def schedule(recipe: OptimizerRecipe, *, steps_per_epoch: float, total: int) -> 
 def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
     """Group the trained parameters by learning-rate scale and weight decay.
 
-    1-D parameters and biases are not decayed unless `decay` is "all". Position tables are decayed in pretraining, as in
-    the released code, and not in classification ("not tables").
+    1-D parameters and biases are not decayed unless `weight_decay_on` is "all". Position embeddings are decayed in
+    pretraining, as in the released code, and not in classification ("matrices-except-pos-embed").
     """
     # Blocks are found by name, wherever a wrapper has put them; a model without blocks has one layer. They are ordered
     # by first occurrence, since a pyramid (Swin, ConvNeXt) restarts the numbers of its blocks in every stage.
@@ -95,12 +97,13 @@ def groups(model: nn.Module, recipe: OptimizerRecipe) -> list[dict[str, Any]]:
             "(blocks.0, ...); set it to 1",
             recipe.layer_decay,
         )
+    spared = recipe.weight_decay_on == "matrices-except-pos-embed"
     grouped: defaultdict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:  # AdamW would still decay them
             continue
-        exempt = parameter.ndim <= 1 or name.endswith(".bias") or (recipe.decay == "not tables" and _is_table(name))
-        decay = 0.0 if exempt and recipe.decay != "all" else recipe.weight_decay
+        exempt = parameter.ndim <= 1 or name.endswith(".bias") or (spared and _is_position(name))
+        decay = 0.0 if exempt and recipe.weight_decay_on != "all" else recipe.weight_decay
         # From the top: the head and the final norm at the full rate, block i at factor^(blocks - i).
         grouped[recipe.layer_decay ** (len(blocks) + 1 - _layer(name, blocks)), decay].append(parameter)
     return [
@@ -126,7 +129,7 @@ def _block(name: str) -> str:
     return match[1] if match else ""
 
 
-def _is_table(name: str) -> bool:
+def _is_position(name: str) -> bool:
     return "pos_embed" in name or name.endswith("cls_token")
 
 

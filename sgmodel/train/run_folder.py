@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sgdata import files, output_names
+from sgdata import files, output_names, recipe_settings
 from sgdata.errors import OutputError, SettingError, SourceError
 from sgdata.results import training_log
 from sgdata.shards import contracts
@@ -41,7 +41,8 @@ Speed = Callable[[int, float], dict[str, float | None]]
 LAST = "checkpoint-last"
 BEST = "checkpoint-best"
 OPTIMIZER = "training.safetensors"
-AVERAGE = "average.safetensors"
+EMA = "ema.safetensors"
+EARLIER_EMA = "average.safetensors"  # its name in checkpoints of earlier versions
 METRICS = output_names.METRICS
 TIMINGS = output_names.TIMINGS
 BOARD = "tensorboard"
@@ -166,7 +167,8 @@ def _changes(out: Path, resolved: bytes, free: frozenset[str]) -> dict[str, dict
     """
     import tomllib
 
-    old, new = _flatten(files.read_plain(out / output_names.RECIPE)), _flatten(tomllib.loads(resolved.decode()))
+    written = recipe_settings.with_current_names(files.read_plain(out / output_names.RECIPE))
+    old, new = _flatten(written), _flatten(tomllib.loads(resolved.decode()))
     names = [key for key in old | new if old.get(key) != new.get(key)]
     changed = {key: {"was": old.get(key), "is": new.get(key)} for key in names}
     patience = new.get(PATIENCE, 0)
@@ -215,7 +217,7 @@ def save(
         card: Card of the checkpoint.
         optimizer: Optimizer of the model.
         progress: Progress of the run.
-        average: Running average of the weights; empty if there is none.
+        average: Exponential moving average of the weights; empty if there is none.
 
     Raises:
         OutputError: A file cannot be written.
@@ -229,7 +231,7 @@ def save(
         return
     with replacing_folder(out / LAST) as new:
         checkpoint_folder.write(new, weights, card)
-        for name, tensors in ((OPTIMIZER, memory), (AVERAGE, average)):
+        for name, tensors in ((OPTIMIZER, memory), (EMA, average)):
             if tensors or name == OPTIMIZER:
                 checkpoint_folder.write_tensors(new / name, tensors)
         files.write(new / "training.json", files.pretty_json(progress))
@@ -268,7 +270,7 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
     """Load model and optimizer, sharded or not, from `checkpoint-last/`.
 
     Returns:
-        The running average of the weights; empty if there is none.
+        The exponential moving average of the weights; empty if there is none.
 
     Raises:
         SourceError: A file is damaged or belongs to another model.
@@ -281,8 +283,8 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
         for name, tensor in state.items():
             tensor.copy_(distributed.shard_like(saved[name], tensor))
     optim.restore(optimizer, model, _tensors(out / LAST / OPTIMIZER))
-    average = out / LAST / AVERAGE
-    return _tensors(average) if average.exists() else {}
+    paths = (out / LAST / name for name in (EMA, EARLIER_EMA))
+    return next((_tensors(path) for path in paths if path.exists()), {})
 
 
 def read_progress(out: Path) -> Progress:

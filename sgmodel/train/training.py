@@ -46,7 +46,8 @@ class TrainingRecipe:
         compile: Whether to compile the model for training, which takes minutes at the start and makes steps faster.
         cuda_graphs: Whether a compiled model runs as CUDA graphs, for steps that are too short for the host.
         recompute: Whether to recompute activations in the backward pass, which saves memory and takes time.
-        average: Decay of the running average of the weights, kept as `average.safetensors`; 0 for none.
+        ema_decay: Decay per step of an exponential moving average (EMA) of the weights, kept as `ema.safetensors`;
+            0 for none.
         fraction: Share of the training samples that is used.
         fraction_seed: Seed that selects this share.
         budget: Label budget of the split table to train on, such as "20" or "10%"; empty for all samples.
@@ -66,7 +67,7 @@ class TrainingRecipe:
     compile: bool = False
     cuda_graphs: bool = False
     recompute: bool = False
-    average: float = 0.0
+    ema_decay: float = 0.0
     fraction: float = 1.0
     fraction_seed: int = 0
     budget: str = ""
@@ -186,7 +187,7 @@ class TrainingTask:
         total: Number of steps.
         card: Card of its checkpoints.
         meter: Computes the speed of steps.
-        averaged: Running average of the weights, by parameter name.
+        averaged: Exponential moving average of the weights, by parameter name.
     """
 
     training: TrainingRecipe
@@ -350,7 +351,7 @@ def run(
     # One progress bar, not one per process.
     if distributed.is_main_process():
         steps = progress.track(steps, label="training steps", total=task.total - first)
-    averaged = average_weights.with_averages(steps, task.model, task.averaged, training.average)
+    averaged = average_weights.with_averages(steps, task.model, task.averaged, training.ema_decay)
     with distributed.explain_lost_ranks(), wrapping.explain_compiler():
         _take_steps(averaged, task, paths, report, flush, ended)
 
