@@ -296,7 +296,7 @@ def sizes(
     processes: Annotated[int, typer.Option(min=2, help="GPUs among which fsdp shards a model.")] = 8,
 ) -> Outcome[Any]:
     """Print how large a batch fits on GPUs of 24 to 141 GB, by size, step, precision and sharding."""
-    from sgmodel.ledger import sizes as table
+    from sgmodel.ledger import gpu_batch_sizes as table
 
     wanted = names or table.SIZES
     if unknown := [name for name in wanted if name not in table.SIZES]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sgmodel.checkpoints import hub, transfer
+from sgmodel.checkpoints import hub, load_weights
 from sgmodel.models import encoder as enc
 from sgmodel.models import heads, spectralgpt, torchvision_compat
 
@@ -118,7 +118,7 @@ def _entrypoint(size: str, px: int) -> Any:
         model = SpectralGPT(config, num_classes)
         if pretrained:
             source = hub.resolve((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
-            transfer.fit(model, transfer.read_weights(source), origin=str(source))
+            load_weights.fit(model, load_weights.read_weights(source), origin=str(source))
         return model
 
     create.__name__ = f"spectralgpt_{size}_patch8_{px}"

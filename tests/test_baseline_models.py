@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import files, package_data, sentinel2
 from sgdata.errors import SettingError, SourceError
-from sgmodel.checkpoints import cards, checkpoint_folder, transfer
-from sgmodel.models import adapt, backbones, factory, specs, torchvision_compat
+from sgmodel.checkpoints import cards, checkpoint_folder, load_weights
+from sgmodel.models import backbones, factory, specs, torchvision_compat, weight_adaptation
 from sgmodel.models.satmae import SatmaeConfig
 
 TASKS = ("classify", "segment", "change")
@@ -128,7 +128,7 @@ def test_satmae_base_has_the_published_shapes() -> None:
         row["key"]: torch.zeros([int(n) for n in row["shape"].split("x")], device="meta")
         for row in package_data.table("satmae_base_keys")
     }
-    report = transfer.fit(model, state, at_least=1.0)
+    report = load_weights.fit(model, state, at_least=1.0)
     assert not report.resized
     assert not report.unexpected or all(".qkv." in name for name in report.unexpected)
 
@@ -169,7 +169,7 @@ def test_prefixes_of_every_known_layout_are_found(layout: str, tmp_path: Path) -
     torch.save({"state_dict": state, "epoch": 200}, tmp_path / "a.pth")
     for task in TASKS:
         model = made(BASELINES["resnet"], task)
-        report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
+        report = load_weights.fit(model, load_weights.read_weights(tmp_path / "a.pth"))
         assert report.encoder_share == 1.0
         assert all(torch.equal(tensor, source[name]) for name, tensor in body(model).items())
 
@@ -181,7 +181,7 @@ def test_seco_is_a_list_of_layers(tmp_path: Path) -> None:
     state = {f"encoder_{part}.{name}": tensor for part in "qk" for name, tensor in named.items()}
     torch.save({"state_dict": state | {"heads_q.0.0.weight": torch.rand(4, 4)}}, tmp_path / "seco.ckpt")
     model = made(dataclasses.replace(BASELINES["resnet"], first_layer="repeated"), "segment")
-    report = transfer.fit(model, transfer.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
+    report = load_weights.fit(model, load_weights.read_weights(tmp_path / "seco.ckpt"), wavelengths=NM)
     assert report.encoder_share == 1.0
     assert report.resized == ("backbone.body.conv1.weight",)
     assert torch.equal(body(model)["layer4.0.conv3.weight"], source["layer4.0.conv3.weight"])
@@ -197,7 +197,7 @@ def test_weights_of_three_bands_and_another_size_fit_every_timm_baseline(name: s
     save_file({n: t.contiguous() for n, t in source.items()}, tmp_path / "model.safetensors")
     for task in TASKS:
         model = made(BASELINES[name], task)
-        report = transfer.fit(model, transfer.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
+        report = load_weights.fit(model, load_weights.read_weights(tmp_path / "model.safetensors"), wavelengths=NM)
         assert report.encoder_share == 1.0, report
         assert torch.isfinite(answered(model, task)).all()
 
@@ -216,7 +216,7 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
     fused |= {"mask_token": torch.zeros(1, 1, 8), "decoder_norm.bias": torch.zeros(8)}
     torch.save({"model": fused}, tmp_path / "a.pth")
     model = made(BASELINES["satmae"], "segment")
-    report = transfer.fit(model, transfer.read_weights(tmp_path / "a.pth"))
+    report = load_weights.fit(model, load_weights.read_weights(tmp_path / "a.pth"))
     assert report.resized == ("backbone.pos_embed",)
     assert "backbone.channel_cls_embed" in report.missing
     assert torch.equal(body(model)["blocks.1.attn.k.weight"], source["blocks.1.attn.k.weight"])
@@ -224,24 +224,24 @@ def test_satmae_weights_with_fused_qkv_and_another_size(tmp_path: Path) -> None:
 
 def test_the_first_layer_is_adapted_as_stated() -> None:
     weight = torch.rand(4, 3, 1, 1)
-    mean = adapt.first_layer(weight, 12, "mean-scaled", ())
+    mean = weight_adaptation.first_layer(weight, 12, "mean-scaled", ())
     assert mean is not None
     # A grey image, the same in all bands, is answered as before.
     torch.testing.assert_close(mean.sum(1), weight.sum(1))
-    repeated = adapt.first_layer(weight, 12, "repeated", NM)
+    repeated = weight_adaptation.first_layer(weight, 12, "repeated", NM)
     assert repeated is not None
     red, green, blue = (list(sentinel2.L2A_BANDS).index(name) for name in ("B04", "B03", "B02"))
     torch.testing.assert_close(repeated[:, [red, green, blue]], weight / 4)
     torch.testing.assert_close(repeated[:, 10], weight[:, 1] / 4)  # the eleventh band: 10 mod 3
-    assert adapt.first_layer(weight, 12, "new", NM) is None
-    assert adapt.first_layer(torch.rand(4, 13, 1, 1), 12, "repeated", NM) is None
+    assert weight_adaptation.first_layer(weight, 12, "new", NM) is None
+    assert weight_adaptation.first_layer(torch.rand(4, 13, 1, 1), 12, "repeated", NM) is None
 
 
 def test_a_new_first_layer_keeps_the_models_own() -> None:
     source = body(trained("resnet", bands=3))
     model = made(dataclasses.replace(BASELINES["resnet"], first_layer="new"), "classify")
     before = body(model)["conv1.weight"]
-    report = transfer.fit(model, source, at_least=0.2)
+    report = load_weights.fit(model, source, at_least=0.2)
     assert torch.equal(body(model)["conv1.weight"], before)
     assert "backbone.body.conv1.weight" in report.missing
 
@@ -256,13 +256,13 @@ def test_half_the_keys_another_model_or_code_are_refused(tmp_path: Path) -> None
         (body(made(BASELINES["vit"], "classify")), r"only 0% .* backbone.body.conv1.weight is absent"),
     ):
         with pytest.raises(SourceError, match=message):
-            transfer.fit(model, state, origin="a.pth")
+            load_weights.fit(model, state, origin="a.pth")
     assert all(torch.equal(tensor, before[name]) for name, tensor in body(model).items())
     torch.save({"state_dict": source, "callback": Path}, tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="holds .*, which loading would run"):
-        transfer.read_weights(tmp_path / "bad.ckpt")
+        load_weights.read_weights(tmp_path / "bad.ckpt")
     with pytest.raises(SourceError, match="no encoder to fill"):
-        transfer.fit(made(BASELINES["linear"], "classify"), source)
+        load_weights.fit(made(BASELINES["linear"], "classify"), source)
 
 
 def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_task(tmp_path: Path) -> None:
@@ -270,9 +270,9 @@ def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_ta
     checkpoint_folder.save(tmp_path, source, cards.ModelCard(model=specs.describe(source)))
     same, other = made(BASELINES["resnet"], "classify"), made(BASELINES["resnet"], "segment")
     nn.init.zeros_(same.head.weight)  # type: ignore[union-attr, arg-type]
-    assert not transfer.fit(same, transfer.read_weights(tmp_path)).missing
+    assert not load_weights.fit(same, load_weights.read_weights(tmp_path)).missing
     assert torch.equal(same.head.weight, source.head.weight)  # type: ignore[union-attr, arg-type]
-    report = transfer.fit(other, transfer.read_weights(tmp_path))
+    report = load_weights.fit(other, load_weights.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     assert {name.partition(".")[0] for name in report.missing} == {"head"}
 
@@ -288,7 +288,7 @@ def test_a_folder_from_the_hub_needs_no_card(tmp_path: Path) -> None:
     source = body(trained("resnet"))
     save_file(source, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    report = transfer.fit(made(BASELINES["resnet"], "segment"), transfer.read_weights(tmp_path))
+    report = load_weights.fit(made(BASELINES["resnet"], "segment"), load_weights.read_weights(tmp_path))
     assert report.encoder_share == 1.0
     with pytest.raises(SourceError, match="not the weights of a SpectralGPT model"):
         cards.load(tmp_path)

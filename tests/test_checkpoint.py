@@ -23,9 +23,9 @@ from torch import Tensor, nn
 import sgmodel
 from sgdata import files, package_data
 from sgdata.errors import SettingError, SourceError
-from sgmodel.checkpoints import cards, checkpoint_folder, convert, hub, transfer, weight_files
+from sgmodel.checkpoints import cards, checkpoint_folder, convert, hub, load_weights, weight_files
 from sgmodel.data import normalise
-from sgmodel.models import adapt, contrastive, encoder, factory, heads, mae, specs
+from sgmodel.models import contrastive, encoder, factory, heads, mae, specs, weight_adaptation
 
 ROOT = Path(__file__).resolve().parents[1]
 DECODER = mae.DecoderConfig(width=16, depth=1, heads=2)
@@ -199,7 +199,7 @@ def test_published_layouts_load(layout: str, old_format: bool, tmp_path: Path) -
     document = LAYOUTS[layout](source.state_dict())
     torch.save(document, tmp_path / "a.pth", _use_new_zipfile_serialization=not old_format)
     target = autoencoder()
-    report = transfer.fit(target, transfer.read_weights(tmp_path / "a.pth"))
+    report = load_weights.fit(target, load_weights.read_weights(tmp_path / "a.pth"))
     assert set(report.matched) == set(target.state_dict())
     assert not (report.resized or report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
@@ -210,21 +210,21 @@ def test_harmless_values_next_to_the_weights_are_allowed(tmp_path: Path) -> None
     args = argparse.Namespace(lr=np.float64(1e-3), batch=np.int64(16), out=PurePosixPath("out"), flag=np.bool_(True))
     document = {"model": source.state_dict(), "args": args, "best": np.float32(0.5), 3: torch.zeros(2)}
     torch.save(document, tmp_path / "a.pth")
-    same_weights(transfer.read_weights(tmp_path / "a.pth"), source.state_dict())
+    same_weights(load_weights.read_weights(tmp_path / "a.pth"), source.state_dict())
     # As numpy 1 and Python 3.13 write their names.
     for old, new in ((b"numpy._core.multiarray", b"numpy.core.multiarray"), (b"PurePosixPath", b"_local.PosixPath")):
         torch.save(document, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
         content = (tmp_path / "b.pth").read_bytes().replace(b"cpathlib._local\n", b"cpathlib\n")  # where this is 3.13
         assert old in content
         (tmp_path / "b.pth").write_bytes(content.replace(old, new))
-        same_weights(transfer.read_weights(tmp_path / "b.pth"), source.state_dict())
+        same_weights(load_weights.read_weights(tmp_path / "b.pth"), source.state_dict())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_precisions_fill_models_of_single_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     source, larger = autoencoder(), autoencoder(dataclasses.replace(TINY, image_px=32))
     torch.save({name: tensor.to(dtype) for name, tensor in source.state_dict().items()}, tmp_path / "a.pth")
-    report = transfer.fit(larger, transfer.read_weights(tmp_path / "a.pth"))
+    report = load_weights.fit(larger, load_weights.read_weights(tmp_path / "a.pth"))
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     for name, tensor in larger.state_dict().items():
         assert tensor.dtype == torch.float32
@@ -245,7 +245,7 @@ def in_parts(state: dict[str, Tensor], folder: Path) -> None:
 def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     source = autoencoder()
     in_parts(source.state_dict(), tmp_path / "hub")
-    same_weights(transfer.read_weights(tmp_path / "hub"), source.state_dict())
+    same_weights(load_weights.read_weights(tmp_path / "hub"), source.state_dict())
     index = tmp_path / "hub" / "model.safetensors.index.json"
     whole = index.read_text()
     for old, new, message in (
@@ -256,7 +256,7 @@ def test_weights_in_parts_are_put_together_or_refused(tmp_path: Path) -> None:
     ):
         index.write_text(whole.replace(old, new))
         with pytest.raises(SourceError, match=message) as refusal:
-            transfer.read_weights(tmp_path / "hub")
+            load_weights.read_weights(tmp_path / "hub")
         assert "\n" not in str(refusal.value)
 
 
@@ -296,7 +296,7 @@ class Bomb:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
     torch.save({"model": autoencoder().state_dict(), "args": Bomb(tmp_path / "ran")}, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"holds \S*mkdir, which loading would run") as refusal:
-        transfer.read_weights(tmp_path / "a.pth")
+        load_weights.read_weights(tmp_path / "a.pth")
     assert "\n" not in str(refusal.value)
     assert not (tmp_path / "ran").exists()
 
@@ -311,7 +311,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path: Path) -> None:
 def test_a_file_that_is_not_a_checkpoint_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(SourceError, match=message):
-        transfer.read_weights(tmp_path / "a.pth")
+        load_weights.read_weights(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
@@ -342,9 +342,9 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
     torch.save(autoencoder().state_dict(), tmp_path / "a.pth")
     os.truncate(tmp_path / "a.pth", 20_000)
     with pytest.raises(SourceError, match="bytes that are not a whole torch file"):
-        transfer.read_weights(tmp_path / "a.pth")
+        load_weights.read_weights(tmp_path / "a.pth")
     with pytest.raises(SourceError, match="no such file or folder"):
-        transfer.read_weights(tmp_path / "b.pth")
+        load_weights.read_weights(tmp_path / "b.pth")
 
 
 # --- fitting ---------------------------------------------------------------------------------
@@ -353,12 +353,12 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
 def test_pretrained_weights_reach_every_downstream_model(tmp_path: Path) -> None:
     source = autoencoder()
     checkpoint_folder.save(tmp_path, source, card_of(source))
-    state = transfer.read_weights(tmp_path)
+    state = load_weights.read_weights(tmp_path)
     x = images(TINY)
     expected = encoder.tokens(source, x)
     for kind in ("encoder", "classifier", "segmenter", "change"):
         model = MODELS[kind]()
-        report = transfer.fit(model, state, at_least=1.0)
+        report = load_weights.fit(model, state, at_least=1.0)
         part = model.backbone.encoder if hasattr(model, "backbone") else model
         torch.testing.assert_close(encoder.tokens(part, x), expected)
         assert all(name.startswith(("decoder", "mask_token")) for name in report.unexpected)
@@ -369,7 +369,7 @@ def test_a_published_segmentation_file_fills_a_segmenter(tmp_path: Path) -> None
     source, target = MODELS["segmenter"](), MODELS["segmenter"]()
     theirs = {weight_files.released_name(n, "segmenter"): t for n, t in source.state_dict().items()}
     torch.save({"model": theirs, "lr_scheduler": {}, "epoch": 1}, tmp_path / "a.pth")
-    report = transfer.fit(target, transfer.read_weights(tmp_path / "a.pth"))
+    report = load_weights.fit(target, load_weights.read_weights(tmp_path / "a.pth"))
     assert not (report.missing or report.unexpected)
     same_weights(target.state_dict(), source.state_dict())
 
@@ -383,7 +383,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
             (row + 10 * col).reshape(1, 4, 1).expand_as(source.decoder_pos_embed_spatial)
         )
     target = autoencoder(larger)
-    report = transfer.fit(target, source.state_dict())
+    report = load_weights.fit(target, source.state_dict())
     assert set(report.resized) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     torch.testing.assert_close(target.pos_embed_spatial, torch.ones(1, 16, 24))
     grid = target.decoder_pos_embed_spatial[0, :, 0].reshape(4, 4)
@@ -392,7 +392,7 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
     target = autoencoder(larger)
     before = target.pos_embed_spatial.clone()
-    report = transfer.fit(target, source.state_dict(), tables="redraw")
+    report = load_weights.fit(target, source.state_dict(), tables="redraw")
     assert not report.resized
     assert set(report.missing) == {"pos_embed_spatial", "decoder_pos_embed_spatial"}
     assert torch.equal(target.pos_embed_spatial, before)
@@ -401,21 +401,21 @@ def test_position_tables_are_interpolated_or_drawn_again() -> None:
 
 def test_joint_tables_are_resized_group_by_group() -> None:
     table = torch.arange(3.0).reshape(1, 3, 1, 1).expand(1, 3, 16, 5).reshape(1, 48, 5)
-    resized = adapt.resize_table(table, rows=3 * 36, planes=3)
+    resized = weight_adaptation.resize_table(table, rows=3 * 36, planes=3)
     torch.testing.assert_close(resized.reshape(3, 36, 5), torch.arange(3.0).reshape(3, 1, 1).expand(3, 36, 5))
 
 
 def test_resizing_there_and_back_keeps_a_smooth_table() -> None:
     row, col = torch.meshgrid(torch.linspace(0, 3, 12), torch.linspace(0, 3, 12), indexing="ij")
     table = torch.stack([row.sin(), col.cos(), (row * col).sin() / 3], dim=-1).reshape(1, 144, 3)
-    larger = adapt.resize_table(table, rows=256, planes=1)
-    torch.testing.assert_close(adapt.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
+    larger = weight_adaptation.resize_table(table, rows=256, planes=1)
+    torch.testing.assert_close(weight_adaptation.resize_table(larger, rows=144, planes=1), table, rtol=0, atol=0.02)
 
 
 def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
     joint = dataclasses.replace(TINY, pos_embed="joint")
     model = build("classifier", spectralgpt(joint, pooling="released"), 12, 7)
-    report = transfer.fit(model, autoencoder().state_dict(), at_least=0.8)
+    report = load_weights.fit(model, autoencoder().state_dict(), at_least=0.8)
     assert {"pos_embed", "head.weight", "head.bias"} == set(report.missing)
     assert {"pos_embed_spatial", "pos_embed_temporal"} <= set(report.unexpected)
     assert model.backbone.encoder.pos_embed.abs().max() == 0
@@ -424,7 +424,7 @@ def test_the_released_classifier_trains_its_joint_table_from_zero() -> None:
 def test_another_class_count_keeps_the_fresh_head() -> None:
     ten, seven = (started(build("classifier", spectralgpt(TINY), 12, classes)) for classes in (10, 7))
     before = seven.head.weight.clone()
-    report = transfer.fit(seven, ten.state_dict())
+    report = load_weights.fit(seven, ten.state_dict())
     assert set(report.missing) == set(report.unexpected) == {"head.weight", "head.bias"}
     assert torch.equal(seven.head.weight, before)
 
@@ -434,14 +434,14 @@ def test_too_little_is_refused_and_changes_nothing(change: dict[str, int]) -> No
     model = autoencoder(dataclasses.replace(TINY, **change))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(SourceError, match=r"a\.pth: only \d+% of the encoder's parameters fit; first, \w+"):
-        transfer.fit(model, autoencoder().state_dict(), origin="a.pth", at_least=0.9)
+        load_weights.fit(model, autoencoder().state_dict(), origin="a.pth", at_least=0.9)
     same_weights(model.state_dict(), before)
 
 
 def test_missing_half_the_keys_is_refused() -> None:
     state = {name: t for name, t in autoencoder().state_dict().items() if ".mlp." not in name}
     with pytest.raises(SourceError, match=r"first, blocks\.0\.mlp\.fc1\.weight is absent"):
-        transfer.fit(autoencoder(), state)
+        load_weights.fit(autoencoder(), state)
 
 
 # --- published files without a card ----------------------------------------------------------
@@ -506,19 +506,19 @@ def test_weights_without_a_part_of_the_encoder_are_refused_by_name(tmp_path: Pat
     lacking = {name: tensor for name, tensor in source.items() if not name.startswith(part)}
     first = next(name for name in source if name not in lacking)
     with pytest.raises(SourceError, match=rf"only 9\d% of the encoder's parameters fit; first, {first} is absent"):
-        transfer.fit(encoder.Encoder(config), lacking)
+        load_weights.fit(encoder.Encoder(config), lacking)
     torch.save(lacking, tmp_path / "a.pth")
     if part != "pos_embed_spatial":  # without which it is no file of SpectralGPT
         with pytest.raises(SourceError, match=f"first, {first} is absent"):
             convert.convert(tmp_path / "a.pth", tmp_path / "out", at_least=0.9)
         with pytest.raises(SourceError, match=f"first, {first} is absent"):
             cards.load(tmp_path / "a.pth")
-    transfer.fit(encoder.Encoder(config), lacking, at_least=0.0)  # on purpose
+    load_weights.fit(encoder.Encoder(config), lacking, at_least=0.0)  # on purpose
 
 
 def test_tables_that_are_drawn_again_may_be_missing() -> None:
     source = {name: tensor for name, tensor in encoder.Encoder(TINY).state_dict().items() if "pos_embed" not in name}
-    report = transfer.fit(encoder.Encoder(TINY), source, tables="redraw")
+    report = load_weights.fit(encoder.Encoder(TINY), source, tables="redraw")
     assert set(report.missing) == {"pos_embed_spatial", "pos_embed_temporal"}
 
 
@@ -528,7 +528,7 @@ def test_tables_that_are_drawn_again_may_be_missing() -> None:
 def test_lora_layers_beside_the_weights_are_named(tmp_path: Path, name: str) -> None:
     state = {**encoder.Encoder(TINY).state_dict(), name: torch.zeros(4, TINY.width)}
     with pytest.raises(SourceError, match=f"1 weights of LoRA layers .first, {name}.; merge them"):
-        transfer.fit(encoder.Encoder(TINY), state)
+        load_weights.fit(encoder.Encoder(TINY), state)
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(SourceError, match=r"LoRA layers .* merge them"):
         convert.convert(tmp_path / "a.pth", tmp_path / "out", at_least=0.9)

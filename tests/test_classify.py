@@ -16,7 +16,7 @@ from synthetic_shards import scene, scene_contract, write, write_scenes
 from sgdata import files, package_data
 from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.shards import write_shards
-from sgmodel.checkpoints import cards, transfer
+from sgmodel.checkpoints import cards, load_weights
 from sgmodel.models import heads
 from sgmodel.recipes import classify
 from sgmodel.train import run_paths
@@ -47,7 +47,7 @@ def results(out: Path) -> dict[str, object]:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return transfer.read_weights(out / "checkpoint-last")
+    return load_weights.read_weights(out / "checkpoint-last")
 
 
 @pytest.fixture(scope="module")

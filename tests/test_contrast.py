@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sgdata import files, package_data
 from sgdata.errors import ExitCode, SettingError
-from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.checkpoints import cards, checkpoint_folder, load_weights
 from sgmodel.data import loader
 from sgmodel.ledger import experiments
 from sgmodel.models import contrastive, specs
@@ -114,7 +114,7 @@ def test_interrupted_equals_uninterrupted_and_the_backbone_is_reused(method: str
     weights = tmp_path / "whole" / "checkpoint-last"
     again = cards.load(weights)
     assert isinstance(again, contrastive.Contrast)
-    report = transfer.fit(build("segmenter", made.model, bands=12, classes=4), transfer.read_weights(weights))
+    report = load_weights.fit(build("segmenter", made.model, bands=12, classes=4), load_weights.read_weights(weights))
     assert report.encoder_share == 1.0
     assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
 
@@ -126,7 +126,7 @@ def test_the_follower_of_a_checkpoint_is_not_taken_for_the_model(tmp_path: Path)
             parameter += 1.0
     checkpoint_folder.save(tmp_path, source, cards.ModelCard(model=specs.describe(source)))
     model = build("classifier", BASELINES["vit"], bands=12, classes=2)
-    transfer.fit(model, transfer.read_weights(tmp_path))
+    load_weights.fit(model, load_weights.read_weights(tmp_path))
     ours, theirs = model.state_dict(), source.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("backbone."))
 
@@ -140,7 +140,7 @@ def test_spectralgpt_is_pretrained_by_contrast_and_its_encoder_reused(folder: Pa
     trained = cards.load(weights)
     assert isinstance(trained, contrastive.Contrast)
     fresh = build("classifier", BASELINES["spectralgpt"], bands=12, classes=2)
-    report = transfer.fit(fresh, transfer.read_weights(weights))
+    report = load_weights.fit(fresh, load_weights.read_weights(weights))
     assert report.encoder_share == 1.0
     ours, theirs = (each.backbone.state_dict() for each in (fresh, trained))
     assert list(ours) == list(theirs)

@@ -16,7 +16,7 @@ from test_encoder import images
 
 from sgdata import files, package_data
 from sgdata.errors import ExitCode, SettingError
-from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.checkpoints import cards, load_weights, weight_files
 from sgmodel.data import augment, loader, normalise, windows
 from sgmodel.models import heads, upernet
 from sgmodel.recipes import detect_change
@@ -93,7 +93,7 @@ def test_interrupted_equals_uninterrupted(folder: Path, whole: Path, tmp_path: P
 def test_modes(folder: Path, whole: Path, tmp_path: Path, mode: str) -> None:
     start = run_paths_for(folder, tmp_path, weights=whole / "checkpoint-last")
     assert detect_change.main(recipe(f"mode={mode}", "training.epochs=1"), start) == 0
-    before, after = (transfer.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
+    before, after = (load_weights.read_weights(out / "checkpoint-last") for out in (whole, tmp_path))
     assert all(torch.equal(before[name], after[name]) for name in after if name.startswith(("blocks.", "patch_embed.")))
     model = cards.load(tmp_path / "checkpoint-last")
     assert isinstance(model.head, heads.Probe) == (mode == "linear-probe")

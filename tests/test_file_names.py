@@ -198,7 +198,7 @@ SAFE = {
             "f'r{window.row:06d}-c{window.col:06d}-{window.height}x{window.width}.npy'",
         )
     ],
-    "divisions": [("sgmodel.ledger.reproduce", "workers"), ("sgmodel.models.adapt", "new")],
+    "divisions": [("sgmodel.ledger.reproduce", "workers"), ("sgmodel.models.weight_adaptation", "new")],
 }  # fmt: skip
 CHECKED = {pair for pairs in SAFE.values() for pair in pairs}
 # They make all names themselves.

@@ -22,9 +22,9 @@ from sgdata import files, package_data
 from sgdata.errors import SettingError
 from sgmodel import devices
 from sgmodel.checkpoints import weight_files
-from sgmodel.models import encoder, linear, mae, memory, specs, transformer
+from sgmodel.models import bf16_linear, encoder, mae, memory, specs, transformer
 from sgmodel.recipes import classify, pretrain
-from sgmodel.train import float8, run_paths, wrapping
+from sgmodel.train import float8, run_paths, wrap_model
 
 CPU = devices.Runtime(device=torch.device("cpu"), precision="fp8")
 CUDA = devices.Runtime(device=torch.device("cuda", 0), precision="fp8")
@@ -62,7 +62,7 @@ def test_products_are_those_of_rounded_factors() -> None:
     float8.convert(block, CPU)
     x, g = torch.randn(3, 7, 32, requires_grad=True), torch.randn(3, 7, 128).bfloat16()  # 21 tokens are padded
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = linear.project(x, block.mlp.fc1)
+        out = bf16_linear.project(x, block.mlp.fc1)
     out.backward(g)  # type: ignore[no-untyped-call]
     weight, bias = block.mlp.fc1.weight, block.mlp.fc1.bias
     x_TD, g_TO = rounded(x.detach().bfloat16().flatten(0, 1), torch.float8_e4m3fn), rounded(g, torch.float8_e5m2)
@@ -122,7 +122,7 @@ def test_the_counted_memory_of_bf16_is_enough() -> None:
 
 
 def gradients(model: mae.MaskedAutoencoder, images: Tensor) -> tuple[float, Tensor]:
-    forward = wrapping.wrap(model, CPU, "ddp", compiled=False, cuda_graphs=False, recompute=False)
+    forward = wrap_model.wrap(model, CPU, "ddp", compiled=False, cuda_graphs=False, recompute=False)
     return backward(forward, images)
 
 
@@ -139,7 +139,7 @@ def test_recomputed_and_compiled_steps_have_the_same_gradients(how: str) -> None
     model, images = autoencoder(), torch.rand(2, 12, 32, 32)
     other = copy.deepcopy(model)
     loss, expected = gradients(model, images)
-    forward = wrapping.wrap(other, CPU, "ddp", compiled=False, cuda_graphs=False, recompute=how == "recomputed")
+    forward = wrap_model.wrap(other, CPU, "ddp", compiled=False, cuda_graphs=False, recompute=how == "recomputed")
     if how == "compiled":  # traced, without generated code, which takes a minute
         forward.compile(backend="aot_eager", dynamic=False)
     found, gradient = backward(forward, images)

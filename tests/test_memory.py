@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 
 from sgdata.errors import SettingError
 from sgmodel import commands
-from sgmodel.ledger import sizes
-from sgmodel.models import linear, mae, memory, specs, transformer
+from sgmodel.ledger import gpu_batch_sizes
+from sgmodel.models import bf16_linear, mae, memory, specs, transformer
 
 HALVES = [None, torch.bfloat16]
 TASKS = {
@@ -41,7 +41,7 @@ def loss(model: nn.Module, batch: int) -> Tensor:
 def kernels_of_gpus(patch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let attention and linear layers in 16 bits be torch's own, as on a GPU, and not those written for CPUs."""
     with patch.context() as context:
-        context.setattr(linear, "_is_half_on_cpu", lambda x: False)
+        context.setattr(bf16_linear, "_is_half_on_cpu", lambda x: False)
         context.setattr(transformer, "attend", functional.scaled_dot_product_attention)
         yield
 
@@ -162,15 +162,15 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
 
 
 def test_a_step_names_the_smallest_card() -> None:
-    assert sizes.describe(int(22e9)) == "22.0 GB on a GPU of 24 GB"
-    assert sizes.describe(int(23e9)) == "23.0 GB on a GPU of 48 GB"  # 8 % are not for tensors
-    assert sizes.describe(int(140e9)) == "140.0 GB on no GPU up to 141 GB: raise training.accumulate"
+    assert gpu_batch_sizes.describe(int(22e9)) == "22.0 GB on a GPU of 24 GB"
+    assert gpu_batch_sizes.describe(int(23e9)) == "23.0 GB on a GPU of 48 GB"  # 8 % are not for tensors
+    assert gpu_batch_sizes.describe(int(140e9)) == "140.0 GB on no GPU up to 141 GB: raise training.accumulate"
 
 
 def test_the_table_has_larger_batches_on_larger_cards(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizes, "STEPS", ("classify",))  # for the sake of time
+    monkeypatch.setattr(gpu_batch_sizes, "STEPS", ("classify",))  # for the sake of time
     assert sgmodel("sizes", "base", "--px", "32", "--processes", "4") == 0
     head, _, *lines = (line for line in capsys.readouterr().out.splitlines() if line.startswith("|"))
     assert [cell.strip() for cell in head.split("|")[7:11]] == ["24 GB", "48 GB", "80 GB", "141 GB"]

@@ -15,7 +15,7 @@ from baselines import build, spectralgpt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel.checkpoints import transfer, weight_files
+from sgmodel.checkpoints import load_weights, weight_files
 from sgmodel.models import encoder, mae, state_keys, transformer, upernet
 from tests.rounding import assert_same_gradient_rounding, assert_same_rounding
 
@@ -114,7 +114,7 @@ def segmentation(arrays: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Ten
     widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
     config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
     model = build("segmenter", spectralgpt(config, head=widths), 12, 13).eval()
-    report = transfer.fit(model, named(arrays, "sd/"), at_least=1.0)
+    report = load_weights.fit(model, named(arrays, "sd/"), at_least=1.0)
     assert not (report.resized or report.missing or report.unexpected)
     levels = {f"head.levels.{i}": f"pyramid_conv{i}" for i in range(4)}
     taps = {"backbone.merge": "merged_map", "head.pooling": "ppm_out", "head.fuse": "fpn_out"}

@@ -19,7 +19,7 @@ from sgdata import files, output_names
 from sgdata.errors import SettingError
 from sgdata.shards import write_shards
 from sgmodel.recipes import detect_change
-from sgmodel.train import pixel_change
+from sgmodel.train import pixel_change_detectors
 
 LINEAR = ("model={ backbone = 'linear' }", "val_split=", "test_split=test", "windows.px=16", "windows.stride=8")
 
@@ -76,14 +76,14 @@ def test_a_chosen_threshold_finds_more_where_change_is_rare_and_faint(tmp_path: 
 
 def test_the_angle_between_spectra() -> None:
     x = np.array([[1, 0, 1, 0], [1, 0, 0, 2], [1, 1, 2, 2], [3, 0, 1, 1], [0, 0, 1, 1]], np.float32)
-    np.testing.assert_allclose(pixel_change.angle(x), [0, np.pi / 2, 0, np.pi / 4, np.pi / 2], atol=1e-6)
+    np.testing.assert_allclose(pixel_change_detectors.angle(x), [0, np.pi / 2, 0, np.pi / 4, np.pi / 2], atol=1e-6)
 
 
 @pytest.mark.parametrize("mean_px", [1, 3, 5])
 def test_means_are_those_of_the_pixels_inside_the_image(mean_px: int) -> None:
     rng = np.random.default_rng(mean_px)
     before, after = rng.random((2, 1, 3, 7, 9)).astype(np.float32)
-    found = pixel_change.features(torch.from_numpy(before), torch.from_numpy(after), mean_px)
+    found = pixel_change_detectors.features(torch.from_numpy(before), torch.from_numpy(after), mean_px)
     both, window = np.concatenate([before[0], after[0]]).astype(float), np.ones((mean_px, mean_px))
     inside = ndimage.convolve(np.ones((7, 9)), window, mode="constant")
     expected = [ndimage.convolve(band, window, mode="constant") / inside for band in both]
@@ -98,8 +98,8 @@ def test_the_best_threshold_equals_that_of_a_search(pairs: list[tuple[int, bool]
         found = scores >= threshold
         return 2 * (found & changed).sum() / max(found.sum() + changed.sum(), 1)
 
-    best = pixel_change._best_threshold(scores, changed, pixel_change.THRESHOLDS)
-    assert f1(best) == pytest.approx(max(f1(each) for each in pixel_change.THRESHOLDS))
+    best = pixel_change_detectors._best_threshold(scores, changed, pixel_change_detectors.THRESHOLDS)
+    assert f1(best) == pytest.approx(max(f1(each) for each in pixel_change_detectors.THRESHOLDS))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_settings_that_no_detector_has_are_refused(
 
 def test_pixels_of_one_class_are_refused() -> None:
     with pytest.raises(SettingError, match="9 training pixels are all of one class"):
-        pixel_change._fit_model("boosting", np.zeros((9, 2)), np.zeros(9, bool), 0)
+        pixel_change_detectors._fit_model("boosting", np.zeros((9, 2)), np.zeros(9, bool), 0)
 
 
 def test_a_missing_library_is_named(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import sgmodel
 from sgdata import files, package_data
 from sgdata.errors import ExitCode, OutputError, SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
-from sgmodel.checkpoints import cards, checkpoint_folder, transfer, weight_files
+from sgmodel.checkpoints import cards, checkpoint_folder, load_weights, weight_files
 from sgmodel.models import encoder, mae, specs, upernet
 from sgmodel.models.spectralgpt import Pooling
 from sgmodel.recipes import pretrain
@@ -273,7 +273,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
     # Untrained, the second stage has the tables of the first, resized, or those of a fresh model.
     fresh = pretrain.build(dataclasses.replace(made, model=dataclasses.replace(made.model, image_px=32)))
     before = fresh.pos_embed_spatial.clone()
-    transfer.fit(fresh, transfer.read_weights(first / "checkpoint-last"), tables=made.tables)
+    load_weights.fit(fresh, load_weights.read_weights(first / "checkpoint-last"), tables=made.tables)
     assert torch.equal(fresh.pos_embed_spatial, before) == (tables == "redraw")
     optimizer = dataclasses.replace(made.training.optimizer, lr=0.0)
     still = dataclasses.replace(
@@ -281,7 +281,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
     )
     begun = dataclasses.replace(start, out=tmp_path / "begun", weights=first / "checkpoint-last")
     assert pretrain.main(still, begun) == 0
-    table = transfer.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
+    table = load_weights.read_weights(tmp_path / "begun" / "checkpoint-last")["pos_embed_spatial"]
     torch.testing.assert_close(table, fresh.pos_embed_spatial.detach())
     finished = (second / "SHA256SUMS").read_bytes()
     assert pretrain.main(made, start) == 0
@@ -398,14 +398,14 @@ def test_other_shapes_are_pretrained_and_classify_and_segment(folder: Path, tmp_
     made = recipe("training.epochs=2")
     made = dataclasses.replace(made, bands=bands or made.bands, model=dataclasses.replace(made.model, **change))
     assert pretrain.main(made, run_paths_for(folder, tmp_path)) == 0
-    state, config = transfer.read_weights(tmp_path / "checkpoint-last"), made.model
+    state, config = load_weights.read_weights(tmp_path / "checkpoint-last"), made.model
     images = torch.rand(2, config.bands, config.image_px, config.image_px)
     pooling: Pooling = "class" if config.class_token else "mean"
     narrow = upernet.HeadConfig(levels=(16, 16, 16, 16), hidden=(16, 16, 16), width=16, groups_levels=4, groups=4)
     scene = build("classifier", spectralgpt(config, pooling=pooling), config.bands, 3)
     dense = build("segmenter", spectralgpt(config, head=narrow), config.bands, 5)
     for model, shape in ((scene, (2, 3)), (dense, (2, 5, config.image_px, config.image_px))):
-        assert transfer.fit(model, state, at_least=1.0).encoder_share == 1.0
+        assert load_weights.fit(model, state, at_least=1.0).encoder_share == 1.0
         assert model(images).shape == shape
     checkpoint_folder.save(tmp_path / "scene", scene, cards.ModelCard(model=specs.describe(scene)))
     torch.testing.assert_close(sgmodel.load(tmp_path / "scene")(images), scene.eval()(images))

@@ -18,9 +18,9 @@ from sgdata.datasets import cards
 from sgdata.errors import SettingError
 from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.splits import split_table
-from sgmodel.ledger import costs, experiments, missing_data, published, reproduce
+from sgmodel.ledger import costs, experiments, missing_data, published_figures, reproduce
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
-from sgmodel.ledger.published import Protocol
+from sgmodel.ledger.published_figures import Protocol
 from sgmodel.recipes.programs import PROGRAMS
 
 PROTOCOLS = [row["name"] for row in package_data.table("published_protocols")]
@@ -32,10 +32,10 @@ FIGURES = package_data.table("published_figures")
 
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol_names_what_the_card_of_its_dataset_has(name: str) -> None:
-    of = published.protocol(name)
+    of = published_figures.protocol(name)
     assert 0 < of.labels <= 1
     assert of.mode in ("finetune", "linear-probe")
-    assert published.figures(name)
+    assert published_figures.figures(name)
     if of.dataset not in cards.names():
         return
     editions = [each for each in cards.card(of.dataset).editions if of.edition in ("", each.name)]
@@ -54,9 +54,9 @@ def test_every_figure_has_a_protocol_a_value_and_a_source() -> None:
         assert row["source"]
     assert len({(row["protocol"], row["model"], row["metric"]) for row in FIGURES}) == len(FIGURES)
     with pytest.raises(SettingError, match="no figure of 'DINO' under the protocol 'eurosat-paper'; known: ResNet50"):
-        published.of_model("eurosat-paper", "DINO")
+        published_figures.of_model("eurosat-paper", "DINO")
     with pytest.raises(SettingError, match="protocol 'mine' is not in the table"):
-        published.protocol("mine")
+        published_figures.protocol("mine")
 
 
 def test_figures_are_those_of_the_list_they_were_taken_from(real: Path) -> None:
@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_list_they_were_taken_from(real: Path) -> None:
         known = [(row["dataset"], row["value"]) for row in csv.DictReader(lines, delimiter="\t")]
     names = {"eurosat": "eurosat", "bigearthnet": "bigearthnet", "segmunich": "segmunich", "oscd": "oscd"}
     for row in FIGURES:
-        of = published.protocol(row["protocol"])
+        of = published_figures.protocol(row["protocol"])
         values = {
             float(found[0])
             for dataset, value in known
@@ -78,12 +78,12 @@ def test_figures_are_those_of_the_list_they_were_taken_from(real: Path) -> None:
 
 def test_the_rivals_of_the_paper_have_figures() -> None:
     rivals = {"ResNet50", "SeCo", "ViT", "ViT-22k", "SatMAE", "SpectralGPT", "SpectralGPT+"}
-    assert set(published.figures("eurosat-paper")) == rivals
-    assert published.of_model("eurosat-paper", "SeCo")["best_epoch.top1"].value == 0.9723
+    assert set(published_figures.figures("eurosat-paper")) == rivals
+    assert published_figures.of_model("eurosat-paper", "SeCo")["best_epoch.top1"].value == 0.9723
     ledger = files.read(experiments.LedgerRecipe, package_data.folder("recipes") / "ledger" / "paper.toml")
     for table in ledger.tables[:1] + ledger.tables[3:6]:
         shown = {row.published for row in table.rows}
-        assert set(published.figures(table.protocol)) - shown <= {"ViT"}, table.name
+        assert set(published_figures.figures(table.protocol)) - shown <= {"ViT"}, table.name
 
 
 # --- differences ---------------------------------------------------------------------------
@@ -114,8 +114,8 @@ def test_data_and_settings_are_compared_with_the_protocol(
 ) -> None:
     folder = write(tmp_path / "toy")
     ours = contracts.read(folder)
-    assert published.differences(protocol(**others), ours, folder, labels=1.0, mode="finetune") == expected
-    few = published.differences(protocol(), ours, folder, labels=0.5, mode="finetune")
+    assert published_figures.differences(protocol(**others), ours, folder, labels=1.0, mode="finetune") == expected
+    few = published_figures.differences(protocol(), ours, folder, labels=0.5, mode="finetune")
     assert few == ["fewer labels"]
 
 
@@ -124,7 +124,9 @@ def test_a_split_set_of_another_name_is_another_split_where_no_list_is_known(tmp
     for name, expected in (("official", []), ("google", ["other split"])):
         (folder / output_names.RECIPE).write_text(f'splits = "{name}"\n')
         of = protocol(counts={})
-        assert published.differences(of, contracts.read(folder), folder, labels=1.0, mode="finetune") == expected
+        assert (
+            published_figures.differences(of, contracts.read(folder), folder, labels=1.0, mode="finetune") == expected
+        )
 
 
 def test_samples_are_compared_with_a_published_list_by_their_hash(
@@ -139,8 +141,8 @@ def test_samples_are_compared_with_a_published_list_by_their_hash(
         )
         header = dataclasses.replace(table.header, published=(known,))
         made = dataclasses.replace(table, header=header)
-        monkeypatch.setattr(published.split_lists, "find_table", lambda *_, made=made: made)
-        found = published.differences(protocol(), contracts.read(folder), folder, labels=1.0, mode="finetune")
+        monkeypatch.setattr(published_figures.split_lists, "find_table", lambda *_, made=made: made)
+        found = published_figures.differences(protocol(), contracts.read(folder), folder, labels=1.0, mode="finetune")
         assert found == expected
 
 
@@ -162,7 +164,7 @@ def test_a_ledger_names_protocol_source_and_difference_of_each_figure(paths: Led
     assert first["figures"]["miou"]["source"].startswith("pierreadorni")
     assert first["reasons"] == ["one seed", "other data", "fewer labels"]
     assert second["reasons"] == ["weights absent", "other data", "fewer labels"]
-    assert [row["name"] for row in quoted] == list(published.figures("segmunich-paper"))
+    assert [row["name"] for row in quoted] == list(published_figures.figures("segmunich-paper"))
     assert {(row["state"], row["figures"]["miou"]["mean"]) for row in quoted} == {("quoted", None)}
     assert [each["name"] for each in table["protocols"]] == ["segmunich-paper", "segmunich-dofa"]
     text = (paths.out / "ledger.md").read_text()

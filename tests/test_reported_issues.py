@@ -54,7 +54,7 @@ from sgdata.errors import ExitCode, SourceError
 from sgdata.shards import contracts, write_shards
 from sgdata.types import Array, Sample
 from sgmodel import commands
-from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.checkpoints import cards, load_weights, weight_files
 from sgmodel.data import loader, normalise
 from sgmodel.models import encoder, heads, mae
 from sgmodel.recipes import pretrain, segment
@@ -440,7 +440,7 @@ def test_names_of_wrappers_are_removed_at_any_position(tmp_path: Path, wrapper: 
     within = {name: [*p[:2], wrapper, *p[2:]] if p[0] == "blocks" else p for name, p in names.items()}
     torch.save({".".join([wrapper, *within[name]]): tensor for name, tensor in state.items()}, tmp_path / "w.pth")
     model = encoder.Encoder(TINY)
-    assert transfer.fit(model, transfer.read_weights(tmp_path / "w.pth"), at_least=1.0).encoder_share == 1.0
+    assert load_weights.fit(model, load_weights.read_weights(tmp_path / "w.pth"), at_least=1.0).encoder_share == 1.0
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
@@ -451,7 +451,7 @@ BESIDE = {"array": np.arange(3.0), "random state": np.random.RandomState(0).get_
 def test_values_of_numpy_beside_the_weights_do_no_harm(tmp_path: Path, kind: str) -> None:
     state = restless().state_dict()
     torch.save({"state_dict": state, "beside": BESIDE[kind]}, tmp_path / "w.pth")
-    found = transfer.read_weights(tmp_path / "w.pth")
+    found = load_weights.read_weights(tmp_path / "w.pth")
     assert found.keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in found.items())
 

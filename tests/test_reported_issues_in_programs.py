@@ -22,7 +22,7 @@ from sgdata import files, package_data
 from sgdata.errors import ExitCode, SettingError, SgdataError
 from sgdata.shards import write_shards
 from sgdata.types import Contract, Sample
-from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.checkpoints import cards, checkpoint_folder, load_weights
 from sgmodel.data import normalise
 from sgmodel.recipes import classify, detect_change, pretrain, segment
 from sgmodel.train import run_paths
@@ -214,7 +214,7 @@ def test_published_weights_start_a_run_on_ones_own_data(tmp_path: Path, name: st
     start = run_paths_for(program.shards(tmp_path / "shards"), tmp_path / "run", weights=published)
     made = program.recipe("training.optimizer.lr=1e-12")
     assert program.main(made, start) == 0
-    ours, theirs = transfer.read_weights(tmp_path / "run" / "checkpoint-last"), transfer.read_weights(published)
+    ours, theirs = load_weights.read_weights(tmp_path / "run" / "checkpoint-last"), load_weights.read_weights(published)
     for tensor in ("blocks.1.attn.q.weight", "patch_embed.proj.weight", "pos_embed_temporal"):
         torch.testing.assert_close(ours[tensor], theirs[tensor])
 

@@ -20,10 +20,10 @@ from sgdata.audits import findings
 from sgdata.errors import SettingError
 from sgdata.pages import ledger as shown
 from sgdata.shards import contracts
-from sgmodel.ledger import costs, experiments, paired, published, reproduce
+from sgmodel.ledger import costs, experiments, paired_bootstrap, published_figures, reproduce
 from sgmodel.ledger import report as ledger_report
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe, LedgerRow, LedgerTable, PrecedingRun
-from sgmodel.ledger.published import PublishedFigure
+from sgmodel.ledger.published_figures import PublishedFigure
 from sgmodel.recipes.programs import PROGRAMS
 
 SET = ("bands=['B02', 'B03', 'B04']", "training.epochs=1", "training.batch=2", "augment.quarter_turns=false")
@@ -256,7 +256,7 @@ def test_a_paired_difference_decides_where_single_intervals_overlap(
         {"name": name, "state": "run", "figures": {"miou": {"mean": mean, "values": [mean], "interval": [0.5, 0.7]}}}
         for name, mean in (("a", 0.6), ("b", 0.57))
     ]
-    known = paired.PairedDifference(difference=0.03, interval=interval, samples=40)
+    known = paired_bootstrap.PairedDifference(difference=0.03, interval=interval, samples=40)
     assert expected in ledger_report.verdict(lines, ("a", "b"), "miou", known)
 
 
@@ -305,7 +305,7 @@ def test_every_ledger_names_recipes_that_can_be_read(path: Path, tmp_path: Path)
     nowhere = LedgerPaths(data={}, out=tmp_path, programs=PROGRAMS)
     for table in found.tables:
         for name in table.quoted:
-            assert all(set(each) & set(table.metrics) for each in published.figures(name).values())
+            assert all(set(each) & set(table.metrics) for each in published_figures.figures(name).values())
         for row in table.rows:
             assert experiments.plan_runs(found, table, row, nowhere)
             assert set(experiments.figures_of(table, row)) & set(table.metrics) or not row.published

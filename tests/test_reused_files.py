@@ -39,7 +39,7 @@ from sgdata.remote import file_identity
 from sgdata.scenes.types import Asset
 from sgdata.shards import write_shards
 from sgdata.staging import scene_files, window_staging
-from sgmodel.checkpoints import cards, transfer, weight_files
+from sgmodel.checkpoints import cards, load_weights, weight_files
 from sgmodel.recipes import pretrain
 
 
@@ -313,7 +313,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(value: float, stopped: 
     torch.save({"model": weights}, tmp_path / "weights.pth")
     files.write_sums(last)
     told = re.escape(f"{name} has 1 values that are NaN or infinite")
-    for read in (cards.load, transfer.read_weights, lambda path: weight_files.read(tmp_path / "weights.pth")):
+    for read in (cards.load, load_weights.read_weights, lambda path: weight_files.read(tmp_path / "weights.pth")):
         with pytest.raises(SourceError, match=told):
             read(last)
     with pytest.raises(SourceError, match=told):

@@ -17,7 +17,7 @@ from sgdata import files, recipe_settings
 from sgdata.errors import SettingError, SourceError
 from sgdata.shards import contracts
 from sgdata.types import DISPLAY, Contract, LabelSpace
-from sgmodel.checkpoints import checkpoint_folder, transfer, weight_files
+from sgmodel.checkpoints import checkpoint_folder, load_weights, weight_files
 from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
 from sgmodel.data import normalise
@@ -73,7 +73,7 @@ def load(path: Path) -> nn.Module:
     Raises:
         SourceError: The files are missing, damaged, or do not fit together.
     """
-    if not transfer.has_card(path):
+    if not load_weights.has_card(path):
         return _load_released(path)
     card = read(path)
     # No memory and no random draws for weights that are replaced at once; but baselines also compute tables.
@@ -108,16 +108,16 @@ def _check_sizes(card: ModelCard, path: Path) -> None:
 
 
 def _load_released(path: Path) -> nn.Module:
-    state = transfer.read_weights(path)
+    state = load_weights.read_weights(path)
     spec = infer(state, origin=str(path))
     model = spec.build()
-    report = transfer.fit(model, state, at_least=1.0, origin=str(path))
+    report = load_weights.fit(model, state, at_least=1.0, origin=str(path))
     check_complete(report, spec.kind, path)
     return model.eval()
 
 
-def check_complete(report: transfer.TransferReport, kind: str, path: Path) -> None:
-    """Refuse weights that do not fill a model: `transfer.fit` counts the encoder alone. Raises SourceError."""
+def check_complete(report: load_weights.TransferReport, kind: str, path: Path) -> None:
+    """Refuse weights that do not fill a model: `load_weights.fit` counts the encoder alone. Raises SourceError."""
     if report.missing:
         raise SourceError(
             f"{path}: {len(report.missing)} weights of the {kind} are missing (first, {report.missing[0]}); "
@@ -182,8 +182,8 @@ def fill(
     normalisation: normalise.Normalisation,
     *,
     accept: Sequence[str],
-    tables: transfer.Tables = "interpolate",
-) -> transfer.TransferReport:
+    tables: load_weights.Tables = "interpolate",
+) -> load_weights.TransferReport:
     """Fill `model` from `weights`, in place, after comparing its data with those the weights were trained on.
 
     Released `.pth` files have no contract to compare with, which is logged.
@@ -200,7 +200,7 @@ def fill(
         SettingError: The data differ in a field that `accept` does not name.
         SourceError: The weights cannot be read, or too few of them fit.
     """
-    if transfer.has_card(weights):
+    if load_weights.has_card(weights):
         card = read(weights)
         compare(card, contract, normalisation, accept=accept)
         # Weights of the same kind bring their head, whose outputs mean classes.
@@ -209,13 +209,13 @@ def fill(
     else:
         log.warning("%s: holds no contract; bands, level and normalisation are taken on trust", weights)
     wavelengths = [band.wavelength_nm for band in contract.bands]
-    state = transfer.read_weights(weights)
-    if contract.level == DISPLAY and not transfer.has_card(weights) and _takes_reflectance(state):
+    state = load_weights.read_weights(weights)
+    if contract.level == DISPLAY and not load_weights.has_card(weights) and _takes_reflectance(state):
         raise SettingError(
             f"{weights}: SpectralGPT or SatMAE weights, which take reflectance; the level of '{contract.dataset}' is "
             f"{DISPLAY}, 8-bit images for display; start without --weights, or from weights trained on such images"
         )
-    report = transfer.fit(model, state, wavelengths=wavelengths, tables=tables, origin=str(weights))
+    report = load_weights.fit(model, state, wavelengths=wavelengths, tables=tables, origin=str(weights))
     matched, resized, missing = len(report.matched), len(report.resized), len(report.missing)
     log.info("%s: %d weights taken, %d resized, %d new", weights.name, matched, resized, missing)
     if report.resized:

@@ -19,7 +19,7 @@ from sgdata.errors import SourceError
 from sgmodel import distributed
 
 if TYPE_CHECKING:
-    from sgmodel.models.adapt import State
+    from sgmodel.models.weight_adaptation import State
 
 WEIGHTS = "model.safetensors"
 CARD = "card.json"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sgmodel.checkpoints import cards, checkpoint_folder, transfer
+from sgmodel.checkpoints import cards, checkpoint_folder, load_weights
 
 
-def convert(source: Path, out: Path, *, at_least: float) -> transfer.TransferReport:
+def convert(source: Path, out: Path, *, at_least: float) -> load_weights.TransferReport:
     """Write `source` as a checkpoint folder.
 
     Args:
@@ -24,20 +24,20 @@ def convert(source: Path, out: Path, *, at_least: float) -> transfer.TransferRep
         SourceError: The weights cannot be read, are not those of a SpectralGPT model, or too few of them fit.
         OutputError: The folder cannot be written.
     """
-    state = transfer.read_weights(source)
-    if transfer.has_card(source):  # such as averaged weights, whose card applies to them too
+    state = load_weights.read_weights(source)
+    if load_weights.has_card(source):  # such as averaged weights, whose card applies to them too
         card = cards.read(source)
     else:
         card = cards.ModelCard(model=cards.infer(state, origin=str(source)))
     model = card.model.build()
-    report = transfer.fit(model, state, at_least=at_least, origin=str(source))
+    report = load_weights.fit(model, state, at_least=at_least, origin=str(source))
     if at_least:
         cards.check_complete(report, card.model.kind, source)
     checkpoint_folder.save(out, model, card)
     return report
 
 
-def describe(report: transfer.TransferReport) -> str:
+def describe(report: load_weights.TransferReport) -> str:
     """Format a report, a line for each kind, with the names of weights that were not copied as they are."""
     lines = [f"encoder filled: {report.encoder_share:.1%} of its parameters"]
     for kind in ("matched", "resized", "missing", "unexpected"):

@@ -22,7 +22,7 @@ from sgdata.errors import SettingError
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts
 from sgmodel.data import subset
-from sgmodel.ledger import published
+from sgmodel.ledger import published_figures
 from sgmodel.train.program import Loaders, ProgramName
 
 Start = Literal["random", "pretrained here", "published"]
@@ -38,7 +38,7 @@ Reason = (
         "data absent",
         "failed",
     ]
-    | published.Difference
+    | published_figures.Difference
 )
 """Why a figure differs from the published one, or is missing. From "one seed" on they are computed, not declared."""
 
@@ -242,24 +242,26 @@ def check(recipe: LedgerRecipe) -> None:
                 f"table '{table.name}': beside = '{table.beside}' is no table of this ledger; correct it"
             )
         for name in table.quoted:
-            published.figures(name)
+            published_figures.figures(name)
         for row in table.rows:
             if row.weights:
                 source(row.weights)
             figures_of(table, row)
 
 
-def figures_of(table: LedgerTable, row: LedgerRow) -> dict[str, published.PublishedFigure]:
+def figures_of(table: LedgerTable, row: LedgerRow) -> dict[str, published_figures.PublishedFigure]:
     """Return the published figures of a row by metric; none if it has none. Raises SettingError."""
     if not row.published:
         return {}
     protocol = row.protocol or table.protocol
     if not protocol:
         raise SettingError(f"table '{table.name}', row '{row.name}': published without a protocol; add protocol = NAME")
-    return published.of_model(protocol, row.published)
+    return published_figures.of_model(protocol, row.published)
 
 
-def differences(table: LedgerTable, row: LedgerRow, run: LedgerRun, paths: LedgerPaths) -> list[published.Difference]:
+def differences(
+    table: LedgerTable, row: LedgerRow, run: LedgerRun, paths: LedgerPaths
+) -> list[published_figures.Difference]:
     """Return how the data and settings of a row differ from those of its published figures; none without figures."""
     if not row.published or run.data not in paths.data:
         return []
@@ -268,8 +270,8 @@ def differences(table: LedgerTable, row: LedgerRow, run: LedgerRun, paths: Ledge
     of_budget = 1.0
     if used.get("budget"):
         of_budget = len(subset.within_budget(folder, used["split"], used["budget"])) / contract.splits[used["split"]]
-    return published.differences(
-        published.protocol(row.protocol or table.protocol),
+    return published_figures.differences(
+        published_figures.protocol(row.protocol or table.protocol),
         contract,
         folder,
         labels=used["fraction"] * of_budget,

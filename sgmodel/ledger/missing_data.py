@@ -10,7 +10,7 @@ from sgdata import files, output_names
 from sgdata.datasets import cards
 from sgdata.datasets.types import Edition, ShardRecipe
 from sgdata.packing import select_samples
-from sgmodel.ledger import experiments, published
+from sgmodel.ledger import experiments, published_figures
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRecipe
 
 
@@ -80,7 +80,7 @@ def _as_published(recipe: LedgerRecipe, default: ShardRecipe) -> tuple[Edition, 
     """Return the edition and split set of the figures published on a dataset, by default those of its recipe."""
     for table in recipe.tables:
         if table.data == default.dataset and table.protocol:
-            of = published.protocol(table.protocol)
+            of = published_figures.protocol(table.protocol)
             if of.dataset == default.dataset and of.edition:
                 return cards.edition(default.dataset, of.edition), of.splits
     return cards.edition(default.dataset, default.edition), default.splits

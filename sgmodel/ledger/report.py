@@ -19,9 +19,9 @@ from sgdata.errors import SettingError
 from sgdata.results import scores_by_distance
 from sgdata.shards import contracts, shard_index
 from sgdata.splits import ground_distance, ground_splits
-from sgmodel.ledger import costs, experiments, paired, published
+from sgmodel.ledger import costs, experiments, paired_bootstrap, published_figures
 from sgmodel.ledger.experiments import LedgerRecipe, LedgerRow, LedgerRun, LedgerTable, Reason
-from sgmodel.ledger.published import PublishedFigure
+from sgmodel.ledger.published_figures import PublishedFigure
 
 Figure = dict[str, Any]
 
@@ -43,7 +43,11 @@ def table(recipe: LedgerRecipe, which: LedgerTable, paths: experiments.LedgerPat
         "data": data,
         "rows": [*lines, *quoted(which)],
         "protocols": [
-            {"name": name, "subject": published.protocol(name).subject, "about": published.protocol(name).about}
+            {
+                "name": name,
+                "subject": published_figures.protocol(name).subject,
+                "about": published_figures.protocol(name).about,
+            }
             for name in dict.fromkeys(line["protocol"] for line in (*lines, *quoted(which)) if line["protocol"])
         ],
         "sentences": [
@@ -98,7 +102,7 @@ def quoted(which: LedgerTable) -> list[dict[str, Any]]:
             "runs": [],
         }
         for protocol in which.quoted
-        for model, figures in published.figures(protocol).items()
+        for model, figures in published_figures.figures(protocol).items()
     ]
 
 
@@ -193,14 +197,14 @@ def cost(
 
 def paired_difference(
     recipe: LedgerRecipe, which: LedgerTable, pair: tuple[str, str], metric: str, paths: experiments.LedgerPaths
-) -> paired.PairedDifference | None:
+) -> paired_bootstrap.PairedDifference | None:
     """Return how two rows differ sample by sample; None if one was not run, or has no scores of single samples."""
     rows = {row.name: row for row in which.rows}
     ours, theirs = (experiments.plan_runs(recipe, which, rows[name], paths) for name in pair)
     if not all(run.done for run in (*ours, *theirs)):
         return None
     blocks = blocks_of_ground(paths.data[ours[0].data], which.block_m) if which.block_m else None
-    return paired.compare([run.folder for run in ours], [run.folder for run in theirs], metric, blocks)
+    return paired_bootstrap.compare([run.folder for run in ours], [run.folder for run in theirs], metric, blocks)
 
 
 def blocks_of_ground(folder: Path, block_m: float) -> dict[str, object]:
@@ -223,7 +227,7 @@ def verdict(
     lines: Sequence[dict[str, Any]],
     pair: tuple[str, str],
     metric: str,
-    found: paired.PairedDifference | None = None,
+    found: paired_bootstrap.PairedDifference | None = None,
 ) -> str:
     """Return a sentence that says whether the first row of `pair` beats the second, and why.
 

@@ -115,7 +115,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
 
     Runs that several rows share count once. Shards in the default folders count as given.
     """
-    from sgmodel.ledger import sizes  # with torch, which training in processes of their own does not need
+    from sgmodel.ledger import gpu_batch_sizes
 
     experiments.check(recipe)
     given, found = paths, missing_data.on_disk(recipe, paths.data)
@@ -136,7 +136,7 @@ def plan(recipe: LedgerRecipe, paths: LedgerPaths, workers: int = 1) -> Iterator
             message = f"{len(left)} runs, {sum(work.steps for work in works):,} steps, {_format_hours(hours)}"
             if works:
                 message += f", up to {max(work.parameters for work in works):,} parameters, "
-                message += sizes.describe(max(costs.peak_memory(run, recipe, paths) for run in left.values()))
+                message += gpu_batch_sizes.describe(max(costs.peak_memory(run, recipe, paths) for run in left.values()))
             if absent:
                 message += f"; not to be run: {absent}"
             else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from sgmodel.models.adapt import FirstLayer, State
+    from sgmodel.models.weight_adaptation import FirstLayer, State
 
 
 GRID_SCALES = (8, 4, 2, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, spectralgpt, upernet
+from sgmodel.models import backbones, spectralgpt, upernet, weight_adaptation
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import SatMAE, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
@@ -39,7 +39,7 @@ class ModelRecipe:
     reduction: TokenReduction | None = None
     image_px: int = 0
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    first_layer: adapt.FirstLayer = "mean-scaled"
+    first_layer: weight_adaptation.FirstLayer = "mean-scaled"
     options: Options = field(default_factory=dict)
 
     @property

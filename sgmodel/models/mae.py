@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sgdata.errors import SettingError
 from sgmodel.models import encoder as enc
-from sgmodel.models import mask_tokens, transformer
-from sgmodel.models.mask_tokens import PartlyMasked
+from sgmodel.models import mask_token_attention, transformer
+from sgmodel.models.mask_token_attention import PartlyMasked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,7 +331,7 @@ class MaskedAutoencoder(nn.Module):
         positions_1LM = enc.positions(self, "decoder_")
         visible_NKM = visible_NKM + enc.select_tokens(positions_1LM.expand(len(visible_NKM), -1, -1), ids_keep_NK)
         x = PartlyMasked(visible_NKM, ids_keep_NK, self.mask_token.to(class_N1M.dtype) + positions_1LM)
-        if first or not mask_tokens.is_faster(visible_NKM, self.config.tokens):
+        if first or not mask_token_attention.is_faster(visible_NKM, self.config.tokens):
             x_NLM = self.decoder_blocks(torch.cat([class_N1M, x.fill()], dim=1) if first else x.fill())
         else:
             x_NLM = self.decoder_blocks(x)

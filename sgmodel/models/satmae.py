@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, transformer
+from sgmodel.models import backbones, transformer, weight_adaptation
 from sgmodel.models import encoder as enc
-from sgmodel.models.adapt import State
+from sgmodel.models.weight_adaptation import State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +131,12 @@ class SatMAE(backbones.Backbone):
         """Freeze the final norm, which maps do not use."""
         self.norm.requires_grad_(False)
 
-    def adapt_weights(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
+    def adapt_weights(self, state: State, how: weight_adaptation.FirstLayer, wavelengths: Sequence[float]) -> State:
         """Resize the position table of another image size, except for the row of the class token."""
         table = state.get("pos_embed")
         if table is None or table.shape[1] == self.pos_embed.shape[1]:
             return state
-        places = adapt.resize_table(table[:, 1:], rows=self.config.side**2, planes=1)
+        places = weight_adaptation.resize_table(table[:, 1:], rows=self.config.side**2, planes=1)
         return state | {"pos_embed": torch.cat([table[:, :1], places], dim=1)}
 
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from sgdata.errors import SettingError
-from sgmodel.models import adapt, backbones, torchvision_compat
-from sgmodel.models.adapt import State
+from sgmodel.models import backbones, torchvision_compat, weight_adaptation
+from sgmodel.models.weight_adaptation import State
 
 log = logging.getLogger("sgdata")
 Option = int | float | bool | str | tuple[int, ...]
@@ -78,7 +78,7 @@ class TimmBackbone(backbones.Backbone):
         """Remove timm's final norm and head, which maps do not use."""
         self.body.prune_intermediate_layers(sorted(set(self.taps)), prune_norm=True, prune_head=True)
 
-    def adapt_weights(self, state: State, how: adapt.FirstLayer, wavelengths: Sequence[float]) -> State:
+    def adapt_weights(self, state: State, how: weight_adaptation.FirstLayer, wavelengths: Sequence[float]) -> State:
         """Convert position tables, windows and patches as timm does, then adapt the first layer to the bands."""
         convert = getattr(sys.modules[type(self.body).__module__], "checkpoint_filter_fn", None)
         # timm takes files with a mask token for those of DINOv2.
@@ -93,7 +93,7 @@ class TimmBackbone(backbones.Backbone):
         own = self.body.state_dict()
         for name in (f"{layer}.weight" for layer in layers):
             if name in state and state[name].shape[1:2] != own[name].shape[1:2]:
-                weight = adapt.first_layer(state.pop(name), own[name].shape[1], how, wavelengths)
+                weight = weight_adaptation.first_layer(state.pop(name), own[name].shape[1], how, wavelengths)
                 if weight is not None:
                     state[name] = weight
         return state

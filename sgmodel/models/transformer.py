@@ -7,7 +7,7 @@ Attention is computed by the kernel that was measured to be the fastest:
 | all but the next rows | torch's SDPA | flash and cuDNN attention on GPUs; in fp32 on CPUs as fast as the formula |
 | CPU, bf16, up to `SHORT` tokens | the formula, as torch operators | SDPA's backward pass takes 6 times as long |
 | CPU, bf16, more tokens | `_RecomputedAttention`: forward as SDPA | 0.8 of SDPA's time, and steady under load |
-| CPU, first block of the decoder, if `mask_tokens.is_faster` | `attend_masks` | scores of mask tokens once a batch |
+| CPU, first block of the decoder, if `mask_token_attention.is_faster` | `attend_masks` | mask scores once a batch |
 
 Shape suffixes: N images, L tokens, D width, A attention heads, E width of one head, B images x heads.
 """
@@ -25,8 +25,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from sgmodel.models import linear
-from sgmodel.models.mask_tokens import PartlyMasked, attend_masks
+from sgmodel.models import bf16_linear
+from sgmodel.models.mask_token_attention import PartlyMasked, attend_masks
 
 LAYER_NORM_EPS = 1e-6
 SHORT = 256
@@ -47,13 +47,13 @@ class Attention(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Transform tokens (N, L, D)."""
-        out_NL3D = linear.project(x_NLD, self.q, self.k, self.v)
+        out_NL3D = bf16_linear.project(x_NLD, self.q, self.k, self.v)
         q, k, v = out_NL3D.reshape(*x_NLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind()
-        return linear.project(attend(q, k, v).transpose(1, 2).flatten(2), self.proj)
+        return bf16_linear.project(attend(q, k, v).transpose(1, 2).flatten(2), self.proj)
 
     def of_partly_masked(self, x: PartlyMasked, norm: nn.Module) -> Tensor:
         """Transform the norm of partly masked images into tokens (N, L, D); mask tokens are transformed once."""
-        rows_1RO = linear.project(norm(x.rows()), self.q, self.k, self.v)
+        rows_1RO = bf16_linear.project(norm(x.rows()), self.q, self.k, self.v)
         visible, masks = (list(part.unbind()) for part in x.split_heads(rows_1RO, self.heads))
         k, v = (_put(own, shared, x.places) for own, shared in zip(visible[1:], masks[1:], strict=True))
         out_NALE = attend_masks(visible, masks, x.places)
@@ -61,7 +61,7 @@ class Attention(nn.Module):
             out_NALE = attend(_put(visible[0], masks[0], x.places), k, v)
         else:
             out_NALE = _put(attend(visible[0], k, v), out_NALE, x.places)
-        return linear.project(out_NALE.transpose(1, 2).flatten(2), self.proj)
+        return bf16_linear.project(out_NALE.transpose(1, 2).flatten(2), self.proj)
 
 
 class Mlp(nn.Module):
@@ -74,7 +74,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """Transform tokens (N, L, D)."""
-        return linear.project(functional.gelu(linear.project(x_NLD, self.fc1)), self.fc2)
+        return bf16_linear.project(functional.gelu(bf16_linear.project(x_NLD, self.fc1)), self.fc2)
 
 
 class Block(nn.Module):

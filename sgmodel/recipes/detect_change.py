@@ -31,7 +31,7 @@ from sgmodel.train import (
     loop,
     metrics,
     pixel_baseline,
-    pixel_change,
+    pixel_change_detectors,
     training,
 )
 from sgmodel.train.program import Mode, Program
@@ -66,7 +66,7 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
     weighting: Literal["none", "balanced", "share"] = "none"  # type: ignore[assignment]
     unchanged_factor: float = 1.0
     drop_incomplete: bool = False
-    mode: Mode | pixel_change.PixelMethod = "finetune"  # type: ignore[assignment]
+    mode: Mode | pixel_change_detectors.PixelMethod = "finetune"  # type: ignore[assignment]
     mean_px: int = 1
     threshold: Literal["half", "chosen"] = "half"
 
@@ -125,7 +125,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
             title="Change detection", by="f1", scored=scored, compute_scores=partial(scores, model), source=pairs
         )
 
-    if recipe.mode in pixel_change.METHODS:
+    if recipe.mode in pixel_change_detectors.METHODS:
         detector: nn.Module = nn.Identity()
         if not paths.dry_run:
             detector = fit_detector(setup, pairs, recipe.mode)
@@ -191,14 +191,16 @@ def dates(setup: Setup, batch: loader.Batch) -> tuple[Tensor, Tensor]:
     )
 
 
-def fit_detector(setup: Setup, source: loader.Samples, method: pixel_change.PixelMethod) -> nn.Module:
+def fit_detector(setup: Setup, source: loader.Samples, method: pixel_change_detectors.PixelMethod) -> nn.Module:
     """Fit a classical detector to the pixels of the training samples. Raises SettingError."""
     recipe = setup.recipe
     batches = training.scored_batches(setup, source, loader.in_order(len(source), 1))
     pairs = ((int(batch.samples[0]), *dates(setup, batch), training.labels(setup, batch)[0]) for batch in batches)
-    sampled = pixel_change.sample_pixels(pairs, len(source), mean_px=recipe.mean_px, ignore=setup.ignore)
+    sampled = pixel_change_detectors.sample_pixels(pairs, len(source), mean_px=recipe.mean_px, ignore=setup.ignore)
     seed = recipe.training.seed
-    return pixel_change.fit(sampled, method=method, mean_px=recipe.mean_px, threshold=recipe.threshold, seed=seed)
+    return pixel_change_detectors.fit(
+        sampled, method=method, mean_px=recipe.mean_px, threshold=recipe.threshold, seed=seed
+    )
 
 
 # --- scoring -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.safe_names import file_name
 from sgdata.types import Array, Contract
 from sgmodel import distributed
-from sgmodel.checkpoints import cards, transfer
+from sgmodel.checkpoints import cards, load_weights
 from sgmodel.data import augment, band_selection, loader, mixture, normalise, seeded_random, windows
 from sgmodel.models import encoder, flops, mae
 from sgmodel.train import best_checkpoint, loop, pictures, run_folder, run_results, signals, training
@@ -88,7 +88,7 @@ class PretrainRecipe:
     val_split: str = ""
     test_split: str = ""
     accept: tuple[str, ...] = ()
-    tables: transfer.Tables = "interpolate"
+    tables: load_weights.Tables = "interpolate"
     stages: tuple[Stage, ...] = ()
 
 

@@ -32,7 +32,7 @@ from sgmodel.train import optim
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
-    from sgmodel.models.adapt import State
+    from sgmodel.models.weight_adaptation import State
     from sgmodel.train import loop
 
 Speed = Callable[[int, float], dict[str, float | None]]

@@ -20,7 +20,7 @@ from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
-from sgmodel.train import average_weights, batching, float8, loop, optim, run_folder, signals, wrapping
+from sgmodel.train import average_weights, batching, float8, loop, optim, run_folder, signals, wrap_model
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
@@ -233,7 +233,7 @@ def prepare_task(
     training: TrainingRecipe = setup.recipe.training
     launch, epoch = setup.launch, len(source) / training.batch
     total = math.ceil(training.epochs * len(source) / training.batch)
-    forward = wrapping.wrap(
+    forward = wrap_model.wrap(
         model,
         launch,
         paths.parallel,
@@ -352,7 +352,7 @@ def run(
     if distributed.is_main_process():
         steps = progress.track(steps, label="training steps", total=task.total - first)
     averaged = average_weights.with_averages(steps, task.model, task.averaged, training.ema_decay)
-    with distributed.explain_lost_ranks(), wrapping.explain_compiler():
+    with distributed.explain_lost_ranks(), wrap_model.explain_compiler():
         _take_steps(averaged, task, paths, report, flush, ended)
 
 

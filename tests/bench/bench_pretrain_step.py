@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sgmodel import devices
-from sgmodel.models import encoder, mae, mask_tokens
+from sgmodel.models import encoder, mae, mask_token_attention
 
 BATCH, RATIO, STEPS = 8, 0.9, 2
 HERE = Path(__file__).resolve().parent
@@ -121,7 +121,7 @@ def rows() -> list[tuple[str, str, str, str]]:
         fast.append(seconds(ours))
         with (
             mock.patch.object(functional, "scaled_dot_product_attention", plain_attention),
-            mock.patch.object(mask_tokens, "is_faster", return_value=False),
+            mock.patch.object(mask_token_attention, "is_faster", return_value=False),
         ):
             slow.append(seconds(naive))
     a, b = min(fast[1:]), min(slow[1:])

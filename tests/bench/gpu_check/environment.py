@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sgmodel import devices
-from sgmodel.checkpoints import transfer, weight_files
+from sgmodel.checkpoints import load_weights, weight_files
 from sgmodel.models import encoder, heads, mae, state_keys, upernet
 from sgmodel.models.spectralgpt import SpectralGPT
 
@@ -100,7 +100,7 @@ def _outputs(name: str, arrays: dict[str, Tensor], dtype: torch.dtype, device: t
         widths = upernet.HeadConfig(levels=(32, 64, 128, 256), hidden=(64, 64, 128), width=32)
         config = encoder.EncoderConfig(image_px=64, width=64, depth=12, heads=4, drop_path=0.5)
         model = heads.Segmenter(SpectralGPT(encoder.Encoder(config)), 13, widths).eval()
-        transfer.fit(model, state, at_least=1.0)
+        load_weights.fit(model, state, at_least=1.0)
         logits = model.to(device, dtype)(images)
         found = {"loss": functional.cross_entropy(logits, arrays["target"].to(device), ignore_index=255)}
         found["logits"] = logits

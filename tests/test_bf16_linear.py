@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sgmodel.models import linear, transformer
+from sgmodel.models import bf16_linear, transformer
 
 
 def run(x: Tensor, layers: list[nn.Linear], *, torchs: bool) -> dict[str, Tensor]:
@@ -20,7 +20,7 @@ def run(x: Tensor, layers: list[nn.Linear], *, torchs: bool) -> dict[str, Tensor
             weight, bias = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("weight", "bias"))
             out = functional.linear(x, weight, bias)
         else:
-            out = linear.project(x, *layers)
+            out = bf16_linear.project(x, *layers)
     assert out.dtype == torch.bfloat16
     out.float().sin().square().sum().backward()  # type: ignore[no-untyped-call]
     found = {"out": out.detach().float(), "x": x.grad}
@@ -71,14 +71,14 @@ def test_frozen_weights_have_no_gradient() -> None:
     first.requires_grad_(False)
     x = torch.randn(4, 8, requires_grad=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        linear.project(x, first, second).sum().backward()  # type: ignore[no-untyped-call]
+        bf16_linear.project(x, first, second).sum().backward()  # type: ignore[no-untyped-call]
     assert first.weight.grad is None
     assert x.grad is not None
     assert second.weight.grad is not None
     second.requires_grad_(False)
     x.grad = None
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        linear.project(x, first, second).sum().backward()  # type: ignore[no-untyped-call]
+        bf16_linear.project(x, first, second).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
 
 
@@ -95,6 +95,6 @@ def test_layers_of_another_kind_run_by_themselves(half: bool) -> None:
     attention.k = Doubled(8, 8)
     x = torch.randn(2, 3, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
-        found = linear.project(x, attention.q, attention.k, attention.v)
+        found = bf16_linear.project(x, attention.q, attention.k, attention.v)
         expected = torch.cat([layer(x) for layer in (attention.q, attention.k, attention.v)], -1)
     torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from sgdata.errors import SettingError
 from sgmodel import devices
-from sgmodel.train import loop, wrapping
+from sgmodel.train import loop, wrap_model
 
 CPU = devices.Runtime(device=torch.device("cpu"), precision="fp32")
 
 
 def wrap(model: torch.nn.Module, **settings: bool) -> torch.nn.Module:
     chosen = {"compiled": False, "cuda_graphs": False, "recompute": False} | settings
-    return wrapping.wrap(model, CPU, "ddp", **chosen)
+    return wrap_model.wrap(model, CPU, "ddp", **chosen)
 
 
 def saved_bytes(model: torch.nn.Module, images: Tensor) -> tuple[int, Tensor]:
@@ -76,9 +76,9 @@ def test_errors_of_the_compiler_are_one_line() -> None:
     model = Doubled()
     model.compile(backend=broken)
     message = r"cannot compile the model here \(.*no C\+\+ compiler found.*training.compile = false"
-    with pytest.raises(SettingError, match=message), wrapping.explain_compiler():
+    with pytest.raises(SettingError, match=message), wrap_model.explain_compiler():
         model(torch.ones(1, 2))
-    with pytest.raises(KeyError), wrapping.explain_compiler():
+    with pytest.raises(KeyError), wrap_model.explain_compiler():
         raise KeyError("of the program itself")
     with loop.evaluating(model):  # a compiled model is scored as it is written
         assert model(torch.ones(1, 2)).shape == (1, 2)

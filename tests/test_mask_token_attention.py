@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sgmodel.models import encoder, mae, mask_tokens
+from sgmodel.models import encoder, mae, mask_token_attention
 
 SMALL = encoder.EncoderConfig(image_px=32, width=48, depth=1, heads=4)  # 64 tokens
 DECODER = mae.DecoderConfig(width=16, depth=2, heads=2)
@@ -41,7 +41,7 @@ def test_scores_that_exponentials_cannot_hold_are_computed_in_each_image(monkeyp
     with torch.no_grad():
         model.decoder_blocks[0].attn.q.weight.mul_(3000)  # type: ignore[union-attr,operator]
     found = []
-    attend_masks = mask_tokens.attend_masks
+    attend_masks = mask_token_attention.attend_masks
 
     def spy(*tensors: object) -> Tensor | None:
         found.append(attend_masks(*tensors))  # type: ignore[arg-type]
@@ -50,5 +50,5 @@ def test_scores_that_exponentials_cannot_hold_are_computed_in_each_image(monkeyp
     monkeypatch.setattr("sgmodel.models.transformer.attend_masks", spy)
     together = decode(model, 8, 0.9)
     assert found == [None]
-    monkeypatch.setattr(mask_tokens, "is_faster", lambda *_: False)
+    monkeypatch.setattr(mask_token_attention, "is_faster", lambda *_: False)
     torch.testing.assert_close(together, decode(model, 8, 0.9))

@@ -13,7 +13,7 @@ import torch
 
 from sgdata import files
 from sgdata.shards import write_shards
-from sgmodel.ledger import paired, report
+from sgmodel.ledger import paired_bootstrap, report
 from sgmodel.recipes import detect_change
 from sgmodel.train import metrics
 
@@ -22,7 +22,7 @@ def run(folder: Path, matrices: np.ndarray, keys: list[str] | None = None) -> Pa
     """Return the folder of a run with the confusion matrices (S, K, K) of its samples."""
     keys = keys or [f"s{n}" for n in range(len(matrices))]
     lines = [{"key": key, "confusion": each.tolist()} for key, each in zip(keys, matrices, strict=True)]
-    files.write(folder / paired.SCENES, b"".join(map(files.canonical_json, lines)))
+    files.write(folder / paired_bootstrap.SCENES, b"".join(map(files.canonical_json, lines)))
     return folder
 
 
@@ -38,8 +38,10 @@ def test_figures_equal_those_of_the_programs() -> None:
             two[:, :, 1] = three[:, 2] = three[:, :, 2] = 0
         known = detect_change.compute_metrics(torch.from_numpy(two[0]))
         for name in ("f1", "precision", "recall", "iou_change", "oa"):
-            assert paired.FIGURES[name](two)[0] == pytest.approx(known[name]), name
-        assert paired.FIGURES["miou"](three)[0] == pytest.approx(metrics.scores(torch.from_numpy(three[0])).miou)
+            assert paired_bootstrap.FIGURES[name](two)[0] == pytest.approx(known[name]), name
+        assert paired_bootstrap.FIGURES["miou"](three)[0] == pytest.approx(
+            metrics.scores(torch.from_numpy(three[0])).miou
+        )
 
 
 def test_a_small_gain_at_every_sample_is_found_where_single_intervals_overlap(tmp_path: Path) -> None:
@@ -49,13 +51,13 @@ def test_a_small_gain_at_every_sample_is_found_where_single_intervals_overlap(tm
     gain = theirs[:, 1, 0] // 20  # of what was missed
     ours[:, 1, 0] -= gain
     ours[:, 1, 1] += gain
-    found = paired.compare([run(tmp_path / "a", ours)], [run(tmp_path / "b", theirs)], "f1")
+    found = paired_bootstrap.compare([run(tmp_path / "a", ours)], [run(tmp_path / "b", theirs)], "f1")
     assert found is not None
-    f1 = [paired.FIGURES["f1"](each.sum(axis=0, keepdims=True))[0] for each in (ours, theirs)]
+    f1 = [paired_bootstrap.FIGURES["f1"](each.sum(axis=0, keepdims=True))[0] for each in (ours, theirs)]
     assert found.difference == pytest.approx(f1[0] - f1[1])
     assert 0 < found.interval[0] < found.difference < found.interval[1] < 2 * found.difference
     assert found.samples == 40
-    back = paired.compare([run(tmp_path / "b", theirs)], [run(tmp_path / "a", ours)], "f1")
+    back = paired_bootstrap.compare([run(tmp_path / "b", theirs)], [run(tmp_path / "a", ours)], "f1")
     assert back is not None
     assert back.interval == pytest.approx((-found.interval[1], -found.interval[0]))
 
@@ -64,12 +66,12 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(tmp_path: P
     """Of samples from one population, 95 of 100 intervals contain its difference; here 60 with a wide margin."""
     rng = np.random.default_rng(2)
     everything = np.stack([confusion(rng, 3000), confusion(rng, 3000)])
-    values = [paired.FIGURES["f1"](each.sum(axis=0, keepdims=True))[0] for each in everything]
+    values = [paired_bootstrap.FIGURES["f1"](each.sum(axis=0, keepdims=True))[0] for each in everything]
     hits = 0
     for number in range(60):
         drawn = everything[:, rng.integers(0, 3000, 30)]
         runs = [run(tmp_path / f"{number}-{side}", each) for side, each in enumerate(drawn)]
-        found = paired.compare(runs[:1], runs[1:], "f1")
+        found = paired_bootstrap.compare(runs[:1], runs[1:], "f1")
         assert found is not None
         hits += found.interval[0] <= values[0] - values[1] <= found.interval[1]
     assert 50 <= hits < 60 + 1
@@ -78,8 +80,8 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(tmp_path: P
 def test_seeds_are_pooled_by_their_mean(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     runs = [run(tmp_path / str(n), confusion(rng, 8)) for n in range(3)]
-    both = paired.compare(runs[:2], runs[2:], "recall")
-    single = [paired.compare([one], runs[2:], "recall") for one in runs[:2]]
+    both = paired_bootstrap.compare(runs[:2], runs[2:], "recall")
+    single = [paired_bootstrap.compare([one], runs[2:], "recall") for one in runs[:2]]
     assert both is not None
     assert all(each is not None for each in single)
     assert both.difference == pytest.approx(np.mean([each.difference for each in single if each]))
@@ -90,10 +92,10 @@ def test_rows_without_the_same_samples_are_not_compared(tmp_path: Path) -> None:
     one = run(tmp_path / "a", confusion(rng, 3))
     others = run(tmp_path / "b", confusion(rng, 3), ["s0", "s1", "x"])
     nothing = tmp_path / "c"
-    assert paired.compare([one], [others], "f1") is None
-    assert paired.compare([one], [nothing], "f1") is None
-    assert paired.compare([nothing], [nothing], "f1") is None
-    assert paired.compare([one], [one], "recall_small") is None
+    assert paired_bootstrap.compare([one], [others], "f1") is None
+    assert paired_bootstrap.compare([one], [nothing], "f1") is None
+    assert paired_bootstrap.compare([nothing], [nothing], "f1") is None
+    assert paired_bootstrap.compare([one], [one], "recall_small") is None
 
 
 def test_blocks_are_drawn_whole(tmp_path: Path) -> None:
@@ -105,9 +107,9 @@ def test_blocks_are_drawn_whole(tmp_path: Path) -> None:
     runs = [run(tmp_path / f"many-{side}", each, keys) for side, each in enumerate(many)]
     once = [run(tmp_path / f"few-{side}", each, keys[::9]) for side, each in enumerate(few)]
     blocks = {key: n // 9 for n, key in enumerate(keys)}
-    whole = paired.compare(runs[:1], runs[1:], "f1", blocks)
-    alone = paired.compare(runs[:1], runs[1:], "f1")
-    expected = paired.compare(once[:1], once[1:], "f1")
+    whole = paired_bootstrap.compare(runs[:1], runs[1:], "f1", blocks)
+    alone = paired_bootstrap.compare(runs[:1], runs[1:], "f1")
+    expected = paired_bootstrap.compare(once[:1], once[1:], "f1")
     assert whole is not None
     assert alone is not None
     assert expected is not None
@@ -123,7 +125,7 @@ def test_scenes_are_compared_by_what_was_right(tmp_path: Path) -> None:
         (tmp_path / str(side)).mkdir()
         table = pa.table({"key": [f"s{n}" for n in range(50)], "right": right})
         pq.write_table(table, tmp_path / str(side) / "scored.parquet")
-    found = paired.compare([tmp_path / "0"], [tmp_path / "1"], "top1")
+    found = paired_bootstrap.compare([tmp_path / "0"], [tmp_path / "1"], "top1")
     assert found is not None
     assert found.difference == pytest.approx(rights[0].mean() - rights[1].mean())
     assert found.interval[0] < found.difference < found.interval[1]

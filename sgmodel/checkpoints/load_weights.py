@@ -16,8 +16,8 @@ from sgdata.errors import SourceError
 from sgmodel.checkpoints import weight_files
 from sgmodel.checkpoints.checkpoint_folder import CARD, WEIGHTS
 from sgmodel.checkpoints.weight_files import State
-from sgmodel.models import adapt
 from sgmodel.models import encoder as enc
+from sgmodel.models import weight_adaptation
 from sgmodel.models.spectralgpt import SpectralGPT
 
 Tables = Literal["interpolate", "redraw"]
@@ -154,11 +154,11 @@ def _adapt_to_encoder(own: State, state: State, config: enc.EncoderConfig) -> It
             continue
         kind = name.removeprefix("decoder_")
         if name == "patch_embed.proj.weight" and source.shape[:2] == target.shape[:2]:
-            yield name, adapt.kernel(source, target.shape)
+            yield name, weight_adaptation.kernel(source, target.shape)
         elif kind == "pos_embed_temporal" and source.shape[2] == target.shape[2]:
-            yield name, adapt.spectral_table(source, target.shape[1], config.timesteps)
+            yield name, weight_adaptation.spectral_table(source, target.shape[1], config.timesteps)
         elif kind in planes and source.shape[2] == target.shape[2] and _square(source.shape[1], planes[kind]):
-            yield name, adapt.resize_table(source, rows=target.shape[1], planes=planes[kind])
+            yield name, weight_adaptation.resize_table(source, rows=target.shape[1], planes=planes[kind])
 
 
 def _square(rows: int, planes: int) -> bool:
@@ -171,7 +171,7 @@ def _adapt_to_baseline(model: Any, state: State, wavelengths: Sequence[float]) -
     own, prefix = model.state_dict(), f"backbone.{model.backbone.root}"
     wanted = {name.removeprefix(prefix) for name in own if name.startswith(prefix)}
     how = model.recipe.first_layer if model.recipe else "mean-scaled"
-    plain = adapt.strip_prefix(state, wanted)
+    plain = weight_adaptation.strip_prefix(state, wanted)
     adapted = model.backbone.adapt_weights(plain, how, wavelengths)
     changed = {name: t for name, t in adapted.items() if name not in plain or plain[name].shape != t.shape}
     # Weights of the same baseline, trained here for the same task, bring their head too.
