@@ -586,11 +586,13 @@ def test_a_changed_chunk_on_a_server_is_read_again(scene: Path, bounds: Bounds, 
 def test_what_is_kept_of_a_store_is_not_asked_for_again(kind: str, scene: Path, bounds: Bounds, tmp_path: Path) -> None:
     store = zarr_stores.rewrite(zarr_stores.product(scene, tmp_path / "a"), kind)
     path = store / array_paths()["B04"]
+    sent: list[tuple[str, int]] = []
 
     def dated(handler: served.Files, content: bytes) -> bool:
         file = tmp_path / handler.path.lstrip("/")
         total, (first, last) = file.stat().st_size, handler.headers["Range"].removeprefix("bytes=").split("-")
         tag = f'"{file.stat().st_mtime_ns}"'
+        sent.append((file.name, len(content)))
         if handler.headers.get("If-Match", tag) != tag:
             handler.give(412, b"")
         else:
@@ -602,6 +604,7 @@ def test_what_is_kept_of_a_store_is_not_asked_for_again(kind: str, scene: Path, 
         zarr_store._consolidated.cache_clear()
         zarr_store._read_axis.cache_clear()
         server.asked.clear()
+        sent.clear()
         asked = request(f"{server.url}/{path.relative_to(tmp_path)}", bounds, tmp_path / name)
         return window_staging.stage(replace(asked, headers=tmp_path / "kept")).sha256
 
@@ -610,11 +613,17 @@ def test_what_is_kept_of_a_store_is_not_asked_for_again(kind: str, scene: Path, 
         chunks = {name for name in server.asked if "/b04/" in name}
         assert len(server.asked) > len(chunks)
         assert stage("second") == first
-        assert set(server.asked) <= chunks  # pixels alone
+        # Pixels alone, and whether the metadata are still those.
+        (metadata,) = {name for name in server.asked if name not in chunks}
+        assert [size for name, size in sent if name == Path(metadata).name] == [1]
         large = path / "0.0"
         if large.is_file() and large.stat().st_size > objects.HEAD_BYTES:
             zarr.open_array(path, mode="r+")[50:60, 50:60] += 1
             assert stage("third") != first  # given up, and read again
+        document = tmp_path / metadata.lstrip("/")
+        document.write_text(document.read_text().replace('"scale_factor": 0.0001', '"scale_factor": 0.0002'))
+        with pytest.raises(SourceError, match="0.0002"):
+            stage("other metadata")
 
 
 def test_chunks_of_one_array_are_requested_at_a_time(scene: Path, bounds: Bounds, tmp_path: Path) -> None:

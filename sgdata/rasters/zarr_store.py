@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -62,7 +63,8 @@ def _root(folder: Folder) -> Folder:
 def _find(path: str, root: Folder) -> ZarrArray | None:
     """Return the metadata of an array; None if the store has no such array. Raises SourceError."""
     shown = _shown(root, path)
-    consolidated = _consolidated(root, _state(root.href))
+    with _turn(root.href):  # a request for each store, not for each array
+        consolidated = _consolidated(root, _state(root.href))
     if consolidated is not None:
         version, nodes = consolidated
         if version == 2 and f"{path}/.zarray" in nodes:
@@ -90,6 +92,11 @@ def _state(store: str) -> tuple[int, ...]:
     return tuple(states)
 
 
+@lru_cache(maxsize=64)
+def _turn(store: str) -> threading.Lock:
+    return threading.Lock()
+
+
 @lru_cache(maxsize=32)
 def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
     """Return format and metadata of all arrays of a store; None if it has them beside each array only."""
@@ -106,7 +113,11 @@ def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[st
 
 
 def _document(root: Folder, key: str) -> Any:
-    """Return a parsed document of a store; None if it does not exist. Raises SourceError."""
+    """Return a parsed document of a store; None if it does not exist. Raises SourceError.
+
+    No request for pixels would show that a kept one is out of date.
+    """
+    root.drop_if_changed(key)
     content = root.read(key, PRODUCT_BYTES)
     return None if content is None else documents.parse_json(content, _shown(root, key))
 

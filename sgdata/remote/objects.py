@@ -97,6 +97,23 @@ class Folder:
         """Return whether the header of an object is kept from an earlier run."""
         return self.headers is not None and kept_headers.path_of(self.headers, self.at(key)).is_file()
 
+    def drop_if_changed(self, key: str) -> None:
+        """Give up what is kept of the folder if an object of it has changed since. Raises SourceError if that fails."""
+        href, access = self.at(key), self.access or access_of(self.at(key))
+        known = kept_headers.read(kept_headers.path_of(self.headers, href), href, access) if self.headers else None
+        if known is None:
+            return
+        try:
+            opened = ranges.open_file(href, access, first_bytes=1, retries=self.retries)
+        except ranges.NoRangesError:
+            opened = None
+        if opened is None or _state(opened[0]) != _state(known[0]):
+            self._drop()
+
+    def _drop(self) -> None:
+        for path in self.headers.glob("*.json") if self.headers else ():  # also of what belongs to it
+            path.unlink(missing_ok=True)
+
     def _open_remote(self, url: str) -> StoredObject | None:
         shown, access = urls.without_secrets(url), self.access or access_of(url)
         kept = self.headers and kept_headers.path_of(self.headers, url)
@@ -128,8 +145,7 @@ class Folder:
         try:
             return bytes(ranges.read(file, start, stop, self.retries))
         except ranges.ChangedError as error:
-            for path in self.headers.glob("*.json") if self.headers else ():  # also of what belongs to it
-                path.unlink(missing_ok=True)
+            self._drop()
             raise SourceError(f"{shown}: changed while it was read; try again") from error
 
     def read(self, key: str, limit: Limit) -> bytes | None:
@@ -139,6 +155,11 @@ class Folder:
             return None
         limit.check(found.size, found.shown)
         return found.read(0, found.size)
+
+
+def _state(file: RemoteFile) -> tuple[str, int]:
+    """Return what differs once a file has changed, as `ranges.read` compares it; the date without an ETag."""
+    return file.etag or file.modified, file.size
 
 
 def _open_file(root: Path, key: str) -> StoredObject | None:
