@@ -135,7 +135,8 @@ def composite(
     """Return all planes of a composite, and the lock with the hashes of what was read."""
     paths = build_recipe.BuildPaths(out=out, stac=str(stac))
     fetched, scenes = fetch_scenes.fetch_scenes(chosen, planned or pipeline.plan(chosen, paths), paths)
-    job = pipeline.composite_job(chosen, fetched, scenes, paths)
+    masked = fetch_scenes.add_clear_masks(chosen, scenes, fetched.grid, paths)
+    job = pipeline.composite_job(chosen, fetched, masked, paths.scratch_folder)
     planes = np.empty((len(BANDS) + tiles.PLANES, SIDE, SIDE), np.uint16)
     for window in grids.cut_tiles(GRID.shape, *tiles.tile_shape(job, paths.tile_px)):
         planes[(slice(None), *window.slices)] = np.load(tiles.composite_tile(job, window))

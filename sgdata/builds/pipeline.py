@@ -253,7 +253,8 @@ def render(
     recipe: BuildRecipe, build_lock: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths, folder: Path
 ) -> None:
     """Composite all tiles and write `image.tif`, `provenance.tif` and `usage.json` into `folder`."""
-    task = composite_job(recipe, build_lock, scenes, paths)
+    masked = fetch_scenes.add_clear_masks(recipe, scenes, build_lock.grid, paths)
+    task = composite_job(recipe, build_lock, masked, paths.scratch_folder)
     windows = list(grids.cut_tiles(build_lock.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     composited = paths.run(partial(tiles.composite_tile, task), windows)
     tile_files = progress.track(composited, label="composite", total=len(windows))
@@ -268,13 +269,19 @@ def render(
 
 
 def composite_job(
-    recipe: BuildRecipe, build_lock: Lock, scenes: tuple[StagedScene, ...], paths: BuildPaths
+    recipe: BuildRecipe, build_lock: Lock, masked: tuple[StagedScene, ...], scratch: Path
 ) -> tiles.CompositeJob:
-    """Return all that decides the tiles of the composite, masks included; jobs with other pixels have other folders."""
+    """Return all that decides the tiles of the composite; jobs with other pixels have other folders.
+
+    Args:
+        recipe: The recipe.
+        build_lock: Lock of the build.
+        masked: Scenes with their clear masks.
+        scratch: Scratch folder, in which tiles are kept.
+    """
     settings = (recipe.bands, recipe.resampling, recipe.composite, recipe.mask, build_lock.grid)
     items = [(item.scene.id, item.scene.overpass, item.offset, item.windows) for item in build_lock.items]
     name = lock.sha256([rules.VERSION, resample.VERSION, settings, items])[:16]
-    masked = fetch_scenes.add_clear_masks(recipe, scenes, build_lock.grid, paths)
     return tiles.CompositeJob(
         grid=build_lock.grid,
         bands=recipe.bands,
@@ -282,5 +289,5 @@ def composite_job(
         settings=recipe.composite,
         scenes=masked,
         examined=tuple(select_dates.examined_dates(masked, recipe.composite)),
-        folder=paths.scratch_folder / "tiles" / name,
+        folder=scratch / "tiles" / name,
     )

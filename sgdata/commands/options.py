@@ -39,7 +39,7 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print warnings and r
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe; repeatable.")
 ]
-Dataset = Annotated[str, typer.Argument(help="fmow, bigearthnet, eurosat, segmunich, oscd, images or pairs.")]
+Dataset = Annotated[str, typer.Argument(help="Name of a dataset, as `sgdata catalog` lists them.")]
 DatasetOfPath = Annotated[
     str | None, typer.Option("--dataset", help="Dataset in PATH (default: detected from its files).")
 ]
