@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
@@ -29,6 +29,35 @@ Task = Literal["none", "single-label", "multi-label", "segmentation", "change"]
 Bounds = tuple[float, float, float, float]
 # All are frozen: they go to other processes, serve as cache keys, and later stages cannot change them.
 # All take keywords only: west and south are both numbers, and no type checker notices that they are swapped.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFacts:
+    """What the answers of a task are.
+
+    Attributes:
+        answer: What gets one answer: a scene or a pixel; none without labels.
+        images: Number of images per answer.
+        one_class: Whether an answer is one class, so that answers make a map of classes.
+        hub_category: Task category of the Hugging Face hub; None without one.
+    """
+
+    answer: Literal["none", "scene", "pixel"]
+    images: int = 1
+    one_class: bool = True
+    hub_category: str | None = None
+
+
+TASKS: dict[Task, TaskFacts] = {
+    "none": TaskFacts(answer="none", one_class=False),
+    "single-label": TaskFacts(answer="scene", hub_category="image-classification"),
+    "multi-label": TaskFacts(answer="scene", one_class=False, hub_category="image-classification"),
+    "segmentation": TaskFacts(answer="pixel", hub_category="image-segmentation"),
+    "change": TaskFacts(answer="pixel", images=2, hub_category="image-segmentation"),
+}
+
+if set(TASKS) != set(get_args(Task)):
+    raise TypeError(f"TASKS has {sorted(TASKS)}, Task names {sorted(get_args(Task))}; expected the same tasks")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +293,7 @@ class LabelSpace:
         """Colour (#rrggbb) of each id: `colours` if set, else default colours by the position of the class."""
         from sgdata import class_colours
 
-        colours = self.colours or class_colours.default_colours(len(self.ids), change=self.task == "change")
+        colours = self.colours or class_colours.default_colours(len(self.ids), change=TASKS[self.task].images == 2)
         return dict(zip(self.ids, colours, strict=True))
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
+
+from sgmodel.train.program import ProgramName
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,15 +20,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 # Public name: command.
 _COMMANDS = {
-    "classify": "classify",
-    "contrast": "contrast",
+    **{name: name for name in get_args(ProgramName)},
     "convert": "convert",
-    "detect_change": "detect_change",
     "list_recipes": "recipes",  # `recipes` is the package with the programs
     "predict": "predict",
-    "pretrain": "pretrain",
     "reproduce": "reproduce",
-    "segment": "segment",
     "sizes": "sizes",
 }
 __all__ = [*_COMMANDS, "from_pretrained", "load"]

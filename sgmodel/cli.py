@@ -11,16 +11,13 @@ from sgdata import terminal
 from sgdata.public_commands import Outcome, as_command, as_function
 from sgmodel import commands
 from sgmodel.recipes.programs import PROGRAMS
+from sgmodel.train.program import COMMANDS
 
 app = commands.new_app(no_args_is_help=True)
 
-EXAMPLES = {
+EXAMPLES: dict[str, str] = {
     "recipes": "recipes",
-    "pretrain": "pretrain pretrain-demo-tiny --shards out/shards",
-    "contrast": "contrast contrast-demo-moco --shards out/shards",
-    "classify": "classify classify-demo-tiny --shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last",
-    "segment": "segment segment-demo-tiny --shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last",
-    "detect_change": "detect-change detect_change-demo-tiny --shards out/pairs",
+    **{name: f"{name.replace('_', '-')} {facts.example}" for name, facts in COMMANDS.items()},
     "predict": "predict --input out/build --weights out/runs/segment-demo-tiny/checkpoint-best",
     "convert": "convert SpectralGPT+.pth --out out/weights/spectralgpt-plus",
     "sizes": "sizes base --px 128 --processes 8",

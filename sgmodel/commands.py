@@ -20,20 +20,10 @@ from sgdata import files, local_paths, log_lines, output_names, recipe_settings,
 from sgdata.errors import ExitCode, SettingError, one_line
 from sgdata.public_commands import Outcome, as_command
 from sgmodel import recipe_files
-from sgmodel.train.program import Loaders, Program, ProgramName
+from sgmodel.train.program import COMMANDS, Loaders, Program, ProgramName
 
 if TYPE_CHECKING:
     from sgmodel.inference.predict_places import Predicted
-
-SUMMARIES: dict[ProgramName, str] = {
-    "pretrain": "Pretrain SpectralGPT as a masked autoencoder.",
-    "contrast": "Pretrain a baseline backbone by MoCo or SimCLR.",
-    "classify": "Fine-tune and score a scene classifier, single-label or multi-label.",
-    "segment": "Fine-tune and score a semantic segmentation model.",
-    "detect_change": "Fine-tune and score a change detector on pairs of images.",
-}
-# Programs whose runs have no score of labels.
-UNSCORED: tuple[ProgramName, ...] = ("pretrain", "contrast")
 
 Shards = Annotated[
     list[str] | None,
@@ -184,7 +174,7 @@ def training_command(name: ProgramName, load: Callable[[], Program[Any]]) -> Cal
         distributed.wait()
         return _trained(paths.out, ExitCode(code), finished=code == ExitCode.DONE and not dry_run)
 
-    command.__name__, command.__doc__ = name, SUMMARIES[name]
+    command.__name__, command.__doc__ = name, COMMANDS[name].summary
     return command
 
 
@@ -192,7 +182,7 @@ def _require_scored(beside: Path, name: ProgramName) -> None:
     """Refuse a run beside which a run of a program cannot be shown. Raises SettingError."""
     from sgmodel.train import other_split
 
-    if name in UNSCORED:
+    if not COMMANDS[name].scored:
         raise SettingError(f"--beside {beside}: {name} scores no labels; leave the option out")
     other_split.require(beside)
 

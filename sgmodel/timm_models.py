@@ -27,6 +27,7 @@ class SpectralGPT(heads.TaskModel):
     """
 
     kind = "classifier"
+    dense = False
     keys = heads.Classifier.keys
 
     def __init__(self, config: enc.EncoderConfig, classes: int) -> None:

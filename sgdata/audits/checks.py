@@ -20,7 +20,7 @@ from sgdata.audits.findings import SHOWN, AuditReport, Check, State
 from sgdata.shards import band_check
 from sgdata.splits import shared_ground
 from sgdata.splits.shared_ground import Footprint
-from sgdata.types import DISPLAY
+from sgdata.types import DISPLAY, TASKS
 
 # A 60 m pixel resampled to 10 m reaches 60 m to either side: nearer samples share measurements.
 REACH_M = 120.0
@@ -255,7 +255,7 @@ def check_coverage(evidence: AuditEvidence) -> Check:
 def check_unmapped(evidence: AuditEvidence) -> Check:
     """Check the share of pixels with the label to ignore."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
-    if ignore is None or evidence.contract.label_space.task not in ("segmentation", "change"):
+    if ignore is None or TASKS[evidence.contract.label_space.task].answer != "pixel":
         return _check(name, "not applicable", "labels of these samples are complete by their kind")
     shares = {}
     for split, facts in evidence.splits.items():

@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sgdata.display import markdown
-from sgdata.types import Task
+from sgdata.types import TASKS
 
 if TYPE_CHECKING:
     from sgdata.releases.release_content import ReleaseContent
 
-# Task and size categories of the Hugging Face hub.
-_TASKS: dict[Task, str | None] = {
-    "none": None,
-    "segmentation": "image-segmentation",
-    "change": "image-segmentation",
-    "single-label": "image-classification",
-    "multi-label": "image-classification",
-}
+# Size categories of the Hugging Face hub.
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
@@ -48,7 +41,7 @@ def text(content: ReleaseContent, *, previews: Sequence[str], software: str) -> 
         previews=previews,
         software=software,
         size=next((name for bound, name in _SIZES if len(content.rows) < bound), "n>1M"),
-        task=_TASKS[contract.label_space.task],
+        task=TASKS[contract.label_space.task].hub_category,
         bands=[(b.name, f"{b.wavelength_nm:g}", b.gsd_m, *figures[b.name]) for b in contract.bands],
         labels=_labels(content),
         checks=[(check.name, check.state, check.message) for check in content.report.checks],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
@@ -174,9 +174,15 @@ def legend(space: LabelSpace) -> dict[int, tuple[str, str]]:
 
 def output_columns(space: LabelSpace, output: Array) -> dict[str, Any]:
     """Return the columns of one answer (K,): labels, their names and all probabilities, or the embedding."""
-    if space.task == "none":
-        return {"embedding": output.tolist()}
-    chosen = np.flatnonzero(output >= 0.5) if space.task == "multi-label" else [int(output.argmax())]
+    match space.task:
+        case "none":
+            return {"embedding": output.tolist()}
+        case "multi-label":
+            chosen = np.flatnonzero(output >= 0.5).tolist()
+        case "single-label" | "segmentation" | "change":
+            chosen = [int(output.argmax())]
+        case unknown:
+            assert_never(unknown)
     return {
         "labels": [space.ids[index] for index in chosen],
         "label_names": [space.names[index] for index in chosen],

@@ -25,13 +25,13 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.rasters import grids
 from sgdata.safe_names import file_name
 from sgdata.shards import contracts, shard_index
-from sgdata.types import Array, Contract, Grid, LabelSpace, PixelLevel
+from sgdata.types import TASKS, Array, Contract, Grid, LabelSpace, PixelLevel
 from sgmodel import devices
 from sgmodel.checkpoints import cards, checkpoint_folder
 from sgmodel.data import loader, upsample, windows
 from sgmodel.inference import output_files, raster_input, tiling
 from sgmodel.inference import predictor as predictors
-from sgmodel.inference.predictor import SCENES, Predictor
+from sgmodel.inference.predictor import Predictor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ def load(weights: Path, launch: devices.Runtime, *, embeddings: bool) -> Predict
         raise SettingError(
             f"{weights}: a pretrained model ({kind}) without classes; fine-tune it, or give --what embeddings"
         )
-    is_scene_task, px = contract.label_space.task in SCENES, card.model.px
+    is_scene_task, px = TASKS[contract.label_space.task].answer == "scene", card.model.px
     trained = contract.shape[1] if contract.shape else 0
     # A scene classifier was trained on scenes enlarged to its size, other models on pixels at their resolution.
     ground = windows.image_side((trained or px) if is_scene_task else px, contract)
@@ -177,7 +177,7 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
         rows = itertools.chain(rows, _close_rasters(stack))
         outputs: Iterable[tiling.Row] = progress.track(rows, label="rows of tiles", total=len(plan.rows))
         coarse = replace(grid, gsd_m=grid.gsd_m * plan.unit, shape=plan.cells)
-        if predictor.task in SCENES:
+        if predictor.facts.answer == "scene":
             # One answer per patch fits in memory: a Sentinel-2 tile has some thirty thousand patches of 64 px.
             outputs = [(row, output.copy(), valid) for row, output, valid in outputs]
             patches = [patch for each in outputs for patch in _patches(space, coarse, plan.px, each)]
@@ -187,8 +187,8 @@ def predict_scene(recipe: PredictRecipe, predictor: Predictor, paths: PredictPat
             space=space,
             grid=coarse,
             channels=plan.channels,
-            classes=bool(space.ids) and predictor.task != "multi-label",
-            values=recipe.what != "classes" or predictor.task == "multi-label",
+            classes=predictor.facts.one_class,
+            values=recipe.what != "classes" or not predictor.facts.one_class,
             tags={
                 "weights_sha256": files.sha256_file(paths.weights / checkpoint_folder.WEIGHTS),
                 "label_space": space.name,
@@ -244,7 +244,7 @@ def predict_shards(recipe: PredictRecipe, predictor: Predictor, paths: PredictPa
         source = loader.Samples(folder, split, members)
         for batch in loader.load(source, loader.in_order(len(source), recipe.batch), threads=1):
             for key, output, valid in _outputs(recipe, predictor, batch, fit, stored):
-                if predictor.task in {"segmentation", "change"}:
+                if predictor.facts.answer == "pixel":
                     picture = paths.out / output_files.PICTURES / f"{file_name(key)}.png"
                     output_files.write_picture(space, picture, output_files.most_likely(space, output, valid))
                 else:

@@ -12,16 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sgdata.types import Array, Contract, Task
+from sgdata.types import TASKS, Array, Contract, Task, TaskFacts
 from sgmodel.data import augment, normalise
 from sgmodel.inference import tiling
 from sgmodel.models import encoder as enc
 
 if TYPE_CHECKING:
     from sgmodel.devices import Runtime
-
-SCENES = ("single-label", "multi-label")
-"""Tasks in which a whole scene gets one answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +49,14 @@ class Predictor:
         return self.contract.label_space.task
 
     @property
+    def facts(self) -> TaskFacts:
+        """Return what the answers are."""
+        return TASKS[self.task]
+
+    @property
     def dates(self) -> int:
         """Return the number of images per answer."""
-        return 2 if self.task == "change" else 1
+        return self.facts.images
 
     @torch.no_grad()
     def predict(self, tiles: Array) -> Array:
@@ -174,9 +176,9 @@ def predict_samples(
     """
     sizes = {mask.shape for mask in valid}
     # Samples of the size of the tiles, and scenes that get one answer, are predicted as one batch.
-    if len(sizes) == 1 and (kind.task in SCENES or sizes == {(kind.ground_px, kind.ground_px)}):
+    if len(sizes) == 1 and (kind.facts.answer == "scene" or sizes == {(kind.ground_px, kind.ground_px)}):
         return list(predict(np.stack(pixels)))
-    if kind.task in SCENES:
+    if kind.facts.answer == "scene":
         return [predict(values[None])[0] for values in pixels]
     return [
         _predict_all(kind, predict, *each, overlap=overlap, batch=batch) for each in zip(pixels, valid, strict=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from sgmodel.models import backbones, mae, satmae, specs, token_reduction, upernet
+from sgmodel.models import backbones, heads, mae, satmae, specs, token_reduction, upernet
 from sgmodel.models.encoder import EncoderConfig
 from sgmodel.models.factory import ModelRecipe
 from sgmodel.models.token_reduction import TokenReduction
@@ -91,14 +91,14 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
         spec: The model.
         px: Side of the images in pixels.
     """
-    images = spec.images
-    encoded = features(spec.recipe, spec.bands, px, dense=spec.kind != "classifier")
+    images, dense = spec.images, heads.MODELS[spec.kind].dense
+    encoded = features(spec.recipe, spec.bands, px, dense=dense)
     head = images * encoded.merge
-    if spec.kind == "classifier" or spec.probe or len(encoded.channels) == 1:
+    if not dense or spec.probe or len(encoded.channels) == 1:
         head += 2 * encoded.sides[-1] ** 2 * encoded.channels[-1] * spec.classes
     else:
         head += _dense_head(spec.recipe.head or upernet.HeadConfig(), encoded, spec.classes)
-    if spec.kind != "classifier" and spec.recipe.head is not None:
+    if dense and spec.recipe.head is not None:
         config = spec.recipe.head
         width, further = config.skip, config.skip_layers - 1 + len(config.skip_dilations)
         head += 2 * px**2 * width * (9 * (images * spec.bands + further * width) + spec.classes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,10 @@ class TaskModel(nn.Module):
     """
 
     kind: ClassVar[Kind]
+    images: ClassVar[int] = 1
+    """Number of images that one forward pass takes per sample."""
+    dense: ClassVar[bool]
+    """Whether each pixel is scored, from the maps of the backbone, and not each image, from its vector."""
     keys: ClassVar[dict[str, str]] = {"backbone.encoder.": "encoder.", "backbone.merge.": "merge."}
     """Prefixes of SpectralGPT's parameters -> their prefixes in state dicts and files."""
 
@@ -66,8 +70,7 @@ class TaskModel(nn.Module):
         if isinstance(images, EncodedImages):
             return images
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone.frozen):
-            vector = self.kind == "classifier"
-            parts = [self.backbone.pooled(images)] if vector else self.backbone.encode_maps(images)
+            parts = self.backbone.encode_maps(images) if self.dense else [self.backbone.pooled(images)]
         return EncodedImages(tuple(parts), (images.shape[-2], images.shape[-1]))
 
 
@@ -78,6 +81,7 @@ class Classifier(TaskModel):
     """
 
     kind = "classifier"
+    dense = False
     keys: ClassVar[dict[str, str]] = {"backbone.encoder.": ""}
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -140,6 +144,7 @@ class Segmenter(TaskModel):
     """
 
     kind = "segmenter"
+    dense = True
     head_config: upernet.HeadConfig
 
     def __init__(self, backbone: Backbone, classes: int, head: upernet.HeadConfig | None = None) -> None:
@@ -173,6 +178,8 @@ class ChangeDetector(TaskModel):
     """
 
     kind = "change"
+    images = 2
+    dense = True
     head_config: upernet.HeadConfig
 
     def __init__(self, backbone: Backbone, head: upernet.HeadConfig | None = None) -> None:
@@ -201,6 +208,12 @@ class ChangeDetector(TaskModel):
             pixels = [date for date in (before, after) if isinstance(date, Tensor)]
             scores = scores + self.skip(torch.cat(pixels, dim=1))
         return functional.log_softmax(scores, dim=1)
+
+
+MODELS: dict[Kind, type[TaskModel]] = {"classifier": Classifier, "segmenter": Segmenter, "change": ChangeDetector}
+
+if set(MODELS) != set(get_args(Kind)):
+    raise TypeError(f"MODELS has {sorted(MODELS)}, Kind names {sorted(get_args(Kind))}; expected the same kinds")
 
 
 def build(kind: Kind, backbone: Backbone, classes: int, head: upernet.HeadConfig | None) -> TaskModel:

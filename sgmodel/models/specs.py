@@ -147,7 +147,7 @@ class TaskSpec:
     @property
     def images(self) -> int:
         """Number of images that one forward pass takes per sample."""
-        return 2 if self.kind == "change" else 1
+        return heads.MODELS[self.kind].images
 
     @property
     def px(self) -> int:

@@ -34,6 +34,7 @@ from sgmodel.train import finetune, frozen_classifiers, frozen_features, loop, m
 from sgmodel.train.losses import focal_factor
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
+from sgmodel.train.training_distance import Scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,15 +121,19 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     true = cache(partial(targets, recipe=recipe))
     single = setup.contract.label_space.task == "single-label"
 
-    def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
+    def scores(held_out: loader.Samples, final: bool) -> Scores:
         predictions = score(setup, model, held_out)
         if recipe.mode in FROZEN:
             predictions = from_features(recipe, predictions, score(setup, model, source), train_targets, single=single)
-        metrics_ = compute_metrics(predictions, true(held_out), setup.contract, final=final)
-        return {**metrics_, **per_sample(predictions, true(held_out), setup.contract)} if final else metrics_
+        figures = compute_metrics(predictions, true(held_out), setup.contract, final=final)
+        return Scores(
+            figures=figures, samples=per_sample(predictions, true(held_out), setup.contract) if final else None
+        )
 
     by = "top1" if single else "map_macro"
-    scoring = finetune.ScoringSpec(title="Classification", by=by, scored=scored, compute_scores=scores, source=source)
+    scoring = finetune.ScoringSpec(
+        title="Classification", by=by, scored=scored, compute_scores=scores, source=source, headlines=(by,)
+    )
     if recipe.mode in FROZEN:
         model.head = nn.Identity()  # the features are compared
         return finetune.score(setup, model, source, scoring, paths)
@@ -324,7 +329,7 @@ def from_features(recipe: ClassifyRecipe, features: Tensor, bank: Tensor, target
     return votes(features, bank, targets, recipe.neighbours)
 
 
-def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str, Any]:
+def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> training_distance.ScoredSamples:
     """Return what is stored of each sample, and the main figure of some of them, for `training_distance`.
 
     Args:
@@ -346,7 +351,7 @@ def per_sample(scores: Tensor, targets: Tensor, contract: Contract) -> dict[str,
             return partial(metrics.top1, right[rows])
         return partial(metrics.mean_average_precision, metrics.macro(scores[rows], targets[rows]))
 
-    return {training_distance.SAMPLES: training_distance.ScoredSamples(columns=columns, figure=figure)}
+    return training_distance.ScoredSamples(columns=columns, figure=figure)
 
 
 def compute_metrics(scores: Tensor, targets: Tensor, contract: Contract, *, final: bool) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from sgmodel.models.specs import ContrastSpec
 from sgmodel.train import finetune, loop, training
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
+from sgmodel.train.training_distance import Scores
 
 VIEW = 1 << 32
 """Added to the seed for the second view: it changes the upper half of the key, which no seed of a recipe reaches."""
@@ -63,11 +64,13 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda optimizer, *_: model.follow(optimizer.found_inf))
 
-    def scores(held_out: loader.Samples, final: bool) -> dict[str, float]:
-        return evaluate(setup, model, finetune.fit_windows(setup, held_out))
+    def scores(held_out: loader.Samples, final: bool) -> Scores:
+        return Scores(figures=evaluate(setup, model, finetune.fit_windows(setup, held_out)))
 
     by = f"{(scored.val or scored.test).split}_top1"
-    scoring = finetune.ScoringSpec(title="Contrastive pretraining", by=by, scored=scored, compute_scores=scores)
+    scoring = finetune.ScoringSpec(
+        title="Contrastive pretraining", by=by, headlines=(), scored=scored, compute_scores=scores
+    )
     return finetune.train(setup, task, scoring, paths)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from sgmodel.train import (
 )
 from sgmodel.train.program import Mode, Program
 from sgmodel.train.run_paths import RunPaths
+from sgmodel.train.training_distance import Scores
 
 CHANGE, SMALL = 1, 2
 SMALL_PX = 16
@@ -103,9 +104,9 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     else:
         weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
 
-    def scores(model: nn.Module, held_out: loader.Samples, final: bool) -> dict[str, Any]:
+    def scores(model: nn.Module, held_out: loader.Samples, final: bool) -> Scores:
         if not final:
-            return compute_metrics(metrics.weighted(evaluate(setup, model, held_out)))
+            return Scores(figures=compute_metrics(metrics.weighted(evaluate(setup, model, held_out))))
         counts, small = evaluate_by_size(setup, model, held_out)
         dense_prediction.write_scenes(paths.out, held_out.keys, counts)
         linear = evaluate(setup, pixel_baseline.fit_linear(setup, pairs, MEMBERS[:2], weights), held_out)
@@ -113,16 +114,21 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
             scene: {**compute_metrics(each), "confusion": each.tolist()}
             for scene, each in zip(held_out.keys, counts, strict=True)
         }
-        return {
+        figures = {
             **dense_prediction.score_confusion(counts, int(counted().argmax()), linear, compute_metrics),
             **small,
             "per_scene": per_scene,
-            **dense_prediction.per_sample(counts, compute_metrics, "f1"),
         }
+        return Scores(figures=figures, samples=dense_prediction.per_sample(counts, compute_metrics, "f1"))
 
     def scoring(model: nn.Module) -> finetune.ScoringSpec:
         return finetune.ScoringSpec(
-            title="Change detection", by="f1", scored=scored, compute_scores=partial(scores, model), source=pairs
+            title="Change detection",
+            by="f1",
+            headlines=("f1", "iou_change", "oa"),
+            scored=scored,
+            compute_scores=partial(scores, model),
+            source=pairs,
         )
 
     if recipe.mode in pixel_change_detectors.METHODS:

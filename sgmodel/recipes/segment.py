@@ -14,7 +14,6 @@ import itertools
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -39,6 +38,7 @@ from sgmodel.train import (
 )
 from sgmodel.train.program import Program
 from sgmodel.train.run_paths import RunPaths
+from sgmodel.train.training_distance import Scores
 
 SHOWN = 6
 MEMBERS = ("image", "mask")
@@ -79,10 +79,10 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     fitted = finetune.encode_once(setup, model, finetune.fit_windows(setup, source), partial(images, setup), paths)
     task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights=weights), paths)
 
-    def scores(held_out: loader.Samples, final: bool) -> dict[str, Any]:
+    def scores(held_out: loader.Samples, final: bool) -> Scores:
         counts = dense_prediction.evaluate(setup, model, held_out)
         if not final:
-            return compute_metrics(metrics.weighted(counts))
+            return Scores(figures=compute_metrics(metrics.weighted(counts)))
         # Pictures first: they show at once whether the model predicts a single class.
         steps = run_folder.read_progress(paths.out).steps
         _show(setup, model, held_out, paths.out / "pictures" / f"step-{steps:06d}.png")
@@ -93,15 +93,22 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
         majority, names = int(counted().argmax()), setup.contract.label_space.names
         places = dense_prediction.per_place(held_out, counts, compute_metrics)
         per_class = metrics.scores(metrics.weighted(counts)).iou
-        return {
+        figures = {
             **dense_prediction.score_confusion(counts, majority, linear, compute_metrics),
             "majority_class": names[majority],
             "per_class_iou": dict(zip(names, per_class, strict=True)),
             **({"per_place": places} if places else {}),
-            **dense_prediction.per_sample(counts, compute_metrics, "miou"),
         }
+        return Scores(figures=figures, samples=dense_prediction.per_sample(counts, compute_metrics, "miou"))
 
-    scoring = finetune.ScoringSpec(title="Segmentation", by="miou", scored=scored, compute_scores=scores, source=source)
+    scoring = finetune.ScoringSpec(
+        title="Segmentation",
+        by="miou",
+        headlines=("miou", "oa"),
+        scored=scored,
+        compute_scores=scores,
+        source=source,
+    )
     return finetune.train(setup, task, scoring, paths)
 
 

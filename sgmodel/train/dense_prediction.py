@@ -246,7 +246,9 @@ def per_place(
     }
 
 
-def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str) -> dict[str, Any]:
+def per_sample(
+    counts: Tensor, figure: Callable[[Tensor], dict[str, float]], name: str
+) -> training_distance.ScoredSamples:
     """Return what is stored of each sample, and how a figure of some of them is computed, for `training_distance`.
 
     Args:
@@ -262,7 +264,7 @@ def per_sample(counts: Tensor, figure: Callable[[Tensor], dict[str, float]], nam
     def of_rows(rows: NDArray[np.int64]) -> metrics.Figure:
         return lambda weights: figure(metrics.weighted(counts[rows], weights))[name]
 
-    return {training_distance.SAMPLES: training_distance.ScoredSamples(columns=columns, figure=of_rows)}
+    return training_distance.ScoredSamples(columns=columns, figure=of_rows)
 
 
 def write_scenes(out: Path, keys: Sequence[str], counts: Tensor) -> None:

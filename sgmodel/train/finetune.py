@@ -285,24 +285,30 @@ class ScoringSpec:
 
     Attributes:
         title: Title of the model card.
-        by: Name of the figure that selects `checkpoint-best`; greater is better.
+        by: Name of the figure that selects `checkpoint-best`, and that is computed by distance.
+        headlines: Names of the figures that the last line of the log shows beside the losses.
         scored: Samples that are scored.
-        compute_scores: Computes the scores of samples; its second argument says whether to include those that take
-            long and what is known of each sample (`training_distance.SAMPLES`).
+        compute_scores: Computes the scores of samples; its second argument says whether to include figures that take
+            long, and each sample.
         source: Training samples, whose distance to the scored ones is measured; None to measure none.
+        sign: 1 where greater values of `by` are better, -1 where smaller ones are.
     """
 
     title: str
     by: str
+    headlines: tuple[str, ...]
     scored: HeldOut
-    compute_scores: Callable[[loader.Samples, bool], dict[str, Any]]
+    compute_scores: Callable[[loader.Samples, bool], training_distance.Scores]
     source: loader.Samples | None = None
+    sign: Literal[1, -1] = 1
 
     def conclude(self, out: Path) -> dict[str, Any]:
         """Score the test samples, store them with their distance to training samples, and return all figures."""
         test = self.scored.test
         scores = self.compute_scores(test, True)
-        return scores if self.source is None else training_distance.conclude(out, scores, self.source, test, by=self.by)
+        if self.source is None:
+            return scores.figures
+        return training_distance.conclude(out, scores, self.source, test, by=self.by)
 
 
 def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
@@ -318,7 +324,7 @@ def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring
         print(training.describe_run(task))
         return ExitCode.DONE
     if task.total == 0:  # no epochs: score the starting weights
-        scores = _float_figures(scoring.compute_scores(scoring.scored.test, False))
+        scores = _float_figures(scoring.compute_scores(scoring.scored.test, False).figures)
         if distributed.is_main_process():
             logger.info("split '%s':", scoring.scored.test.split)
             print(json.dumps(scores))
@@ -345,7 +351,7 @@ def score(
         other_split_results = _read_other_split(paths, evaluation, scoring.by)
         results = {"steps": 0, **evaluation, **scoring.conclude(paths.out), **other_split_results}
         card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
-        run_results.conclude(paths.out, scoring.title, card, results)
+        run_results.conclude(paths.out, scoring.title, card, results, scoring.headlines)
     return ExitCode.DONE
 
 
@@ -355,7 +361,11 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
     other_split_results = _read_other_split(paths, evaluation, scoring.by)
     every, first, scored = recipe.evaluate_every, training.begin(task, recipe, paths), scoring.scored
     best = best_checkpoint.BestCheckpoint(
-        paths.out, first, by=scoring.by if scored.val else "", patience=recipe.training.patience
+        paths.out,
+        first,
+        by=scoring.by if scored.val else "",
+        sign=scoring.sign,
+        patience=recipe.training.patience,
     )
     with run_folder.Log(paths.out, first) as log:
 
@@ -365,7 +375,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
             # The last step is scored below, with the figures that take long, unless on other samples.
             if scored.val is not None and due and not (last and scored.val is scored.test):
                 log.flush()
-                scores = _float_figures(scoring.compute_scores(scored.val, False))
+                scores = _float_figures(scoring.compute_scores(scored.val, False).figures)
                 log.write(steps_done - 1, {"epoch": epoch, **scores})
                 best.keep(task.model, task.card, scores)
 
@@ -387,7 +397,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         best_epoch = files.read_plain(paths.out / run_folder.BEST / "figures.json")
         results |= {"val_split": scored.val.split, "best_epoch": best_epoch}
-    run_results.conclude(paths.out, scoring.title, task.card, results, task.meter)
+    run_results.conclude(paths.out, scoring.title, task.card, results, scoring.headlines, task.meter)
     return ExitCode.DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +18,50 @@ ProgramName = Literal["pretrain", "contrast", "classify", "segment", "detect_cha
 Mode = Literal["finetune", "frozen", "linear-probe"]
 """Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
 weights, on a frozen backbone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandFacts:
+    """Facts about the command of a program that are needed without importing the program.
+
+    Attributes:
+        summary: One line for the command line.
+        example: Arguments of an example.
+        scored: Whether its runs have a score of labels.
+    """
+
+    summary: str
+    example: str
+    scored: bool = True
+
+
+FROM_PRETRAINED = "--shards out/shards --weights out/runs/pretrain-demo-tiny/checkpoint-last"
+COMMANDS: dict[ProgramName, CommandFacts] = {
+    "pretrain": CommandFacts(
+        summary="Pretrain SpectralGPT as a masked autoencoder.",
+        example="pretrain-demo-tiny --shards out/shards",
+        scored=False,
+    ),
+    "contrast": CommandFacts(
+        summary="Pretrain a baseline backbone by MoCo or SimCLR.",
+        example="contrast-demo-moco --shards out/shards",
+        scored=False,
+    ),
+    "classify": CommandFacts(
+        summary="Fine-tune and score a scene classifier, single-label or multi-label.",
+        example=f"classify-demo-tiny {FROM_PRETRAINED}",
+    ),
+    "segment": CommandFacts(
+        summary="Fine-tune and score a semantic segmentation model.", example=f"segment-demo-tiny {FROM_PRETRAINED}"
+    ),
+    "detect_change": CommandFacts(
+        summary="Fine-tune and score a change detector on pairs of images.",
+        example="detect_change-demo-tiny --shards out/pairs",
+    ),
+}
+
+if set(COMMANDS) != set(get_args(ProgramName)):
+    raise TypeError(f"COMMANDS has {sorted(COMMANDS)}, ProgramName {sorted(get_args(ProgramName))}; expected the same")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,16 @@ from sgmodel.train import run_folder
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
 
-HEADLINES = ("loss_first", "loss_last", "miou", "oa", "top1", "map_macro", "f1", "iou_change", "loss_token")
 log = logging.getLogger("sgdata")
 
 
 def conclude(
-    out: Path, title: str, card: ModelCard, results: dict[str, Any], meter: devices.Meter | None = None
+    out: Path,
+    title: str,
+    card: ModelCard,
+    results: dict[str, Any],
+    headlines: tuple[str, ...],
+    meter: devices.Meter | None = None,
 ) -> None:
     """Write `results.json`, `card.md`, `summary.json` and SHA256SUMS, which leaves out times and TensorBoard files.
 
@@ -33,6 +37,7 @@ def conclude(
         title: Title of the card.
         card: Card of the checkpoints.
         results: Figures of the run.
+        headlines: Names of those that the last line of the log shows beside the losses.
         meter: Meter of the training, whose speed goes to `summary.json`; None if nothing was trained.
     """
     if not distributed.is_main_process():
@@ -43,7 +48,7 @@ def conclude(
     files.write(out / output_names.RESULTS, files.pretty_json({**ends, **results}))
     files.write(out / run_folder.CARD, _card(title, card, {**ends, **results}, meter).encode())
     # The main results in two lines; the card has all of them.
-    shown = {name: value for name, value in {**ends, **results}.items() if name in HEADLINES}
+    shown = {**ends, **{name: value for name, value in results.items() if name in headlines}}
     log.info(", ".join(f"{name} {value:.4g}" for name, value in shown.items()))
     if meter is not None:
         log.info(_write_speed(out, meter))

@@ -28,8 +28,6 @@ from sgmodel.train import metrics
 if TYPE_CHECKING:
     from sgmodel.data import loader
 
-SAMPLES = "scored_samples"
-"""Key of `ScoredSamples` in the figures of a program; it does not go to `results.json`."""
 CELLS = 8
 CHUNK = 1024
 
@@ -45,6 +43,19 @@ class ScoredSamples:
 
     columns: dict[str, list[Any]]
     figure: Callable[[NDArray[np.int64]], metrics.Figure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of a model on samples.
+
+    Attributes:
+        figures: Figures by name, for `results.json`.
+        samples: What is stored of each sample; None to store nothing.
+    """
+
+    figures: dict[str, Any]
+    samples: ScoredSamples | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +139,14 @@ def _fill_nodata(image: Tensor, contract: Contract) -> Tensor:
     return filled if contract.nodata is None else torch.where(filled == contract.nodata, contract.fill, filled)
 
 
-def conclude(
-    out: Path, scores: dict[str, Any], source: loader.Samples, held_out: loader.Samples, *, by: str
-) -> dict[str, Any]:
-    """Write `scored.parquet` and return the figures with those by distance, without the scored samples.
+def conclude(out: Path, scores: Scores, source: loader.Samples, held_out: loader.Samples, *, by: str) -> dict[str, Any]:
+    """Write `scored.parquet` and return the figures with those by distance; the figures alone without `samples`.
 
     Only rank 0 measures and writes.
 
     Args:
         out: Folder of the run.
-        scores: Figures of the program, with `SAMPLES`.
+        scores: Scores of the program.
         source: Training samples.
         held_out: Scored samples.
         by: Name of the main figure.
@@ -145,9 +154,8 @@ def conclude(
     Raises:
         OutputError: The file cannot be written.
     """
-    scored: ScoredSamples = scores[SAMPLES]
-    figures = {name: value for name, value in scores.items() if name != SAMPLES}
-    if not distributed.is_main_process():
+    figures, scored = scores.figures, scores.samples
+    if scored is None or not distributed.is_main_process():
         return figures
     near = measure(source, held_out)
     _write(out / output_names.SCORED, held_out.keys, near, scored.columns)
