@@ -6,12 +6,12 @@ import dataclasses
 
 import pytest
 import torch
-from baselines import build, spectralgpt
+from baselines import BASELINES, build, spectralgpt
 from test_encoder import TINY, images
 from test_upernet import NARROW
 
 from sgdata import package_data
-from sgmodel.models import encoder, upernet
+from sgmodel.models import encoder, heads, upernet
 
 
 def test_the_released_classifier_has_the_published_keys() -> None:
@@ -83,3 +83,10 @@ def test_change_detection_drops_nothing_in_levels_by_default() -> None:
         model = build("change", spectralgpt(encoder.base()), 12)
     assert model.head_config.dropout_levels == 0.0
     assert model.head_config.dropout == 0.5
+
+
+def test_every_kind_builds_its_model_which_encodes_as_it_states() -> None:
+    for kind, model in heads.MODELS.items():
+        built = build(kind, BASELINES["resnet"])
+        assert (type(built), built.kind) == (model, kind)
+        assert built.encode(torch.rand(2, 12, 32, 32)).parts[0].ndim == (4 if model.dense else 2)

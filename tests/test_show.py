@@ -61,6 +61,8 @@ def trained(tmp_path: Path) -> Path:
     confusion = [[5, 0, 0, 1], [0, 0, 0, 0], [0, 0, 9, 0], [2, 0, 0, 2]]
     results = {"miou": 0.58, "interval": [0.5, 0.6], "per_class_iou": scores, "confusion": confusion, "word": "dark"}
     (out / "results.json").write_text(json.dumps(results))
+    (out / "checkpoint-last").mkdir()
+    (out / run.CHECKPOINT_CARD).write_text(json.dumps({"model": {"kind": "segmenter"}}))
     for step in (1, 8):
         html.write_png(out / "pictures" / f"step-{step:06d}.png", np.full((4, 4, 3), step, np.uint8))
     files.write_sums(out)
@@ -207,6 +209,25 @@ def test_a_run_has_losses_scores_and_its_last_picture(trained: Path, tmp_path: P
     assert isinstance(bars, html.Bars)
     assert bars.bars[1] == ("left", "#3050a0", (None,))
     assert (tmp_path / "run.png").read_bytes() == (trained / "pictures" / "step-000008.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("card", "title"),
+    [
+        ({"model": {"kind": "autoencoder"}}, "Reconstructions"),
+        ({"model": {"kind": "a new kind"}}, "Pictures"),
+        ({"model": "none"}, "Pictures"),
+        (None, "Pictures"),
+    ],
+)
+def test_pictures_have_the_title_of_the_model_on_the_card(
+    card: dict[str, Any] | None, title: str, trained: Path, tmp_path: Path
+) -> None:
+    place = trained / run.CHECKPOINT_CARD
+    place.unlink()
+    if card:
+        place.write_text(json.dumps(card))
+    assert run.build_blocks(trained, tmp_path / "page")[-1].title == title
 
 
 def test_a_folder_of_runs_with_its_ledger(trained: Path, tmp_path: Path) -> None:

@@ -21,9 +21,12 @@ from sgdata.shards import contracts
 log = logging.getLogger("sgdata")
 METRICS, RESULTS, LEDGER = output_names.METRICS, output_names.RESULTS, output_names.LEDGER
 PICTURES = {
-    "pretrain": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
-    "segment": ("Predictions", "image, label, prediction"),
+    "autoencoder": ("Reconstructions", "as it is, what the encoder saw, what the decoder made of it"),
+    "segmenter": ("Predictions", "image, label, prediction"),
 }
+"""Title and caption of the pictures of a run, by the kind of the model on the card of its checkpoint."""
+UNKNOWN_PICTURES = ("Pictures", "as the training program drew them")
+CHECKPOINT_CARD = "checkpoint-last/card.json"
 Steps = Sequence[dict[str, Any]]
 
 
@@ -37,9 +40,15 @@ def build_blocks(run: Path, folder: Path, prefix: str = "") -> list[html.Block]:
     # A dict, for the order of the log: a set has none.
     names = {name: None for step in steps for name in step}
     parts = [*_charts(steps, names), *_band_losses(steps, names)]
-    kind = "pretrain" if "loss_token" in names else "segment"
-    parts += [*_results(run), *last_picture(run, folder, *PICTURES[kind])]
+    parts += [*_results(run), *last_picture(run, folder, *PICTURES.get(_model_kind(run), UNKNOWN_PICTURES))]
     return [replace(block, title=prefix + block.title) for block in parts]
+
+
+def _model_kind(run: Path) -> str:
+    """Return the kind of model of the last checkpoint; empty before there is one. Raises SettingError."""
+    card = run / CHECKPOINT_CARD
+    model = files.read_plain(card).get("model") if card.is_file() else None
+    return str(model.get("kind", "")) if isinstance(model, dict) else ""
 
 
 def build_speed(run: Path) -> list[html.Block]:
