@@ -28,7 +28,7 @@ from sgdata.errors import ExitCode, SettingError
 from sgdata.shards import write_shards
 from sgmodel.data import loader
 from sgmodel.recipes import classify, contrast, detect_change, pretrain, segment
-from sgmodel.train import dense_prediction, frozen_classifiers, metrics, pixel_baseline, training
+from sgmodel.train import dense_prediction, frozen_classifiers, losses, metrics, pixel_baseline, training
 
 CROPS = ("model.encoder.image_px=16", "augment.crop_area=[0.25, 0.25]", "augment.crop_aspect=[1.0, 1.0]")
 
@@ -241,7 +241,7 @@ def logits() -> tuple[Tensor, Tensor, Tensor]:
 
 def of(settings: dict[str, Any], log_p: Tensor, target: Tensor, weights: Tensor | None) -> tuple[float, float]:
     made = dataclasses.replace(segmentation("tiny", *TINY), **settings)
-    terms = dense_prediction.loss(made, log_p, target, weights, 255)
+    terms = losses.map_loss(made, log_p, target, weights, 255)
     return terms["loss"].item(), terms["weight"].item()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgdata.errors import SettingError
-from sgmodel.models import backbones, spectralgpt, upernet, weight_adaptation
+from sgmodel.models import backbones, linear_pixels, spectralgpt, unet, upernet, weight_adaptation
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import SatMAE, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
@@ -74,9 +74,9 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
     kind, _, name = recipe.backbone.partition(":")
     match kind:
         case "linear":
-            return backbones.Pixels(bands)
+            return linear_pixels.LinearPixels(bands)
         case "unet":
-            return backbones.UNet(bands, recipe.widths)
+            return unet.UNet(bands, recipe.widths)
         case "statistics":
             from sgmodel.models import image_statistics  # of no use to other backbones
 

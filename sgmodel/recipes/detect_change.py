@@ -29,6 +29,7 @@ from sgmodel.train import (
     finetune,
     frozen_features,
     loop,
+    losses,
     metrics,
     pixel_baseline,
     pixel_change_detectors,
@@ -181,7 +182,7 @@ def objective(setup: Setup, weights: Tensor | None, model: nn.Module, batch: loa
     target = training.labels(setup, batch).to(device, non_blocking=True)
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
     target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
-    return dense_prediction.loss(recipe, model(before, after).float(), target, weights, setup.ignore)
+    return losses.map_loss(recipe, model(before, after).float(), target, weights, setup.ignore)
 
 
 def images(setup: Setup, batch: loader.Batch) -> list[Tensor]:

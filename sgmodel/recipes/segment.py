@@ -30,6 +30,7 @@ from sgmodel.train import (
     finetune,
     frozen_features,
     loop,
+    losses,
     metrics,
     pictures,
     pixel_baseline,
@@ -129,7 +130,7 @@ def objective(
     target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
     (x,) = frozen_features.of_batch(batch, device, px) or images(setup, batch)
     log_p = functional.log_softmax(model(x).float(), dim=1)
-    return dense_prediction.loss(recipe, log_p, target, weights, setup.ignore)
+    return losses.map_loss(recipe, log_p, target, weights, setup.ignore)
 
 
 def images(setup: Setup, batch: loader.Batch) -> list[Tensor]:
