@@ -50,7 +50,7 @@ def load(path: str | Path) -> nn.Module:
 
     Returns:
         The model that the card describes: `models.encoder.Encoder`, `models.mae.MaskedAutoencoder`,
-        `models.contrastive.Contrast`, or one of the task models of `models.heads`.
+        `models.contrastive.ContrastiveModel`, or one of the task models of `models.heads`.
 
     Raises:
         SourceError: The files are missing, damaged, or do not fit together.

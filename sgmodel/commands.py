@@ -23,7 +23,7 @@ from sgmodel import recipe_files
 from sgmodel.train.program import COMMANDS, Loaders, Program, ProgramName
 
 if TYPE_CHECKING:
-    from sgmodel.inference.predict_places import Predicted
+    from sgmodel.inference.predict_places import PlacePrediction
 
 Shards = Annotated[
     list[str] | None,
@@ -253,7 +253,7 @@ def predict(
     return Outcome(value=paths.out, show=lambda: None, document={"folder": paths.out}, code=ExitCode(code))
 
 
-def _predictions(rows: Sequence[Predicted], out: Path) -> Outcome[Any]:
+def _predictions(rows: Sequence[PlacePrediction], out: Path) -> Outcome[Any]:
     """Return the outcome of several predictions; it is refused where each of them is."""
     lines = [f"{one_line(one.name)}: {one_line(one.message or one.folder)}" for one in rows]
     failed = tuple(line for one, line in zip(rows, lines, strict=True) if one.message)

@@ -96,7 +96,7 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(_M_MMAP_MAX, 0) and mallopt(_M_TRIM_THRESHOLD, -1))
 
 
-class Peak(NamedTuple):
+class PeakRate(NamedTuple):
     """Dense peak of a GPU in TFLOP/s.
 
     Attributes:
@@ -115,25 +115,25 @@ class Peak(NamedTuple):
 # From NVIDIA's data sheets and whitepapers, which often state twice as much, for sparse matrices. The first name that
 # occurs in the GPU's as whole words counts, so slower variants come first. GPUs without bf16 are not listed.
 PEAK = {
-    "B200": Peak(2250, 1125, 75),
-    "H200 NVL": Peak(835, 417, 60),
-    "H200": Peak(989, 494, 67),
-    "GH200": Peak(989, 494, 67),
-    "H100 PCIe": Peak(756, 378, 51),
-    "H100 NVL": Peak(835, 417, 60),
-    "H100": Peak(989, 494, 67),
-    "A100": Peak(312, 156, 19.5, has_fp8=False),
-    "A40": Peak(149.7, 74.8, 37.4, has_fp8=False),
-    "A30": Peak(165, 82, 10.3, has_fp8=False),
-    "A10": Peak(125, 62.5, 31.2, has_fp8=False),
-    "L40S": Peak(362, 183, 91.6),
-    "L40": Peak(181, 90.5, 90.5),
-    "L4": Peak(121, 60, 30.3),
-    "RTX 6000 Ada": Peak(364, 182, 91.1),
-    "RTX A6000": Peak(154.8, 77.4, 38.7, has_fp8=False),
-    "RTX 5090": Peak(209.5, 104.8, 104.8),
-    "RTX 4090": Peak(165, 82.6, 82.6),
-    "RTX 3090": Peak(71, 35.6, 35.6, has_fp8=False),
+    "B200": PeakRate(2250, 1125, 75),
+    "H200 NVL": PeakRate(835, 417, 60),
+    "H200": PeakRate(989, 494, 67),
+    "GH200": PeakRate(989, 494, 67),
+    "H100 PCIe": PeakRate(756, 378, 51),
+    "H100 NVL": PeakRate(835, 417, 60),
+    "H100": PeakRate(989, 494, 67),
+    "A100": PeakRate(312, 156, 19.5, has_fp8=False),
+    "A40": PeakRate(149.7, 74.8, 37.4, has_fp8=False),
+    "A30": PeakRate(165, 82, 10.3, has_fp8=False),
+    "A10": PeakRate(125, 62.5, 31.2, has_fp8=False),
+    "L40S": PeakRate(362, 183, 91.6),
+    "L40": PeakRate(181, 90.5, 90.5),
+    "L4": PeakRate(121, 60, 30.3),
+    "RTX 6000 Ada": PeakRate(364, 182, 91.1),
+    "RTX A6000": PeakRate(154.8, 77.4, 38.7, has_fp8=False),
+    "RTX 5090": PeakRate(209.5, 104.8, 104.8),
+    "RTX 4090": PeakRate(165, 82.6, 82.6),
+    "RTX 3090": PeakRate(71, 35.6, 35.6, has_fp8=False),
 }
 _MATMUL = {"cuda": (8192, 20), "cpu": (768, 1)}
 """Side of the matrices with which `measured_tflops` fills a device, and how many products it times together."""
@@ -193,7 +193,7 @@ def wait(device: torch.device) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Meter:
+class SpeedMeter:
     """Computes the speed of training steps.
 
     Attributes:
@@ -230,10 +230,10 @@ class Meter:
         }
 
 
-def meter(launch: Runtime, flops: float | None, *, measure: bool) -> Meter:
+def meter(launch: Runtime, flops: float | None, *, measure: bool) -> SpeedMeter:
     """Return the meter of this device, with its peak from the table, or with `measure` as measured."""
     peak = measured_tflops(launch) if measure else peak_tflops(launch.device, launch.precision)
-    return Meter(launch=launch, flops=flops, peak=peak)
+    return SpeedMeter(launch=launch, flops=flops, peak=peak)
 
 
 def _device(text: str) -> torch.device:

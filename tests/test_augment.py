@@ -14,9 +14,13 @@ from sgmodel.data import augment, normalise
 MINMAX = normalise.Normalisation(scheme="minmax", eps=1e-10, mean=(), std=())
 
 
-def at(box: list[int], *, transpose: bool = False, rows: bool = False, cols: bool = False) -> augment.Geometry:
+def at(
+    box: list[int], *, transpose: bool = False, rows: bool = False, cols: bool = False
+) -> augment.GeometricTransform:
     flags = [torch.tensor([flag]) for flag in (transpose, rows, cols)]
-    return augment.Geometry(box=torch.tensor([box]), transpose=flags[0], flip_rows=flags[1], flip_cols=flags[2])
+    return augment.GeometricTransform(
+        box=torch.tensor([box]), transpose=flags[0], flip_rows=flags[1], flip_cols=flags[2]
+    )
 
 
 def valid_size(x: torch.Tensor) -> torch.Tensor:

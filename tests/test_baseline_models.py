@@ -16,7 +16,7 @@ import sgmodel
 from sgdata import files, package_data, sentinel2
 from sgdata.errors import SettingError, SourceError
 from sgmodel.checkpoints import cards, checkpoint_folder, load_weights
-from sgmodel.models import factory, linear_pixels, specs, torchvision_compat, weight_adaptation
+from sgmodel.models import factory, pixel_backbone, specs, torchvision_compat, weight_adaptation
 from sgmodel.models.satmae import SatmaeConfig
 
 TASKS = ("classify", "segment", "change")
@@ -279,7 +279,7 @@ def test_weights_of_a_baseline_trained_here_bring_their_head_only_to_the_same_ta
 
 def test_one_map_gets_one_linear_layer() -> None:
     model = made(BASELINES["linear"], "segment")
-    assert isinstance(model.backbone, linear_pixels.LinearPixels)
+    assert isinstance(model.backbone, pixel_backbone.PixelBackbone)
     assert sum(p.numel() for p in model.parameters()) == 13 * 3
     assert ENCODER.bands == 1 + max(max(group) for group in GROUPS)
 

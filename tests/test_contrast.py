@@ -35,7 +35,7 @@ ROWS = [
 ]
 
 
-def moco(**others: object) -> contrastive.Contrast:
+def moco(**others: object) -> contrastive.ContrastiveModel:
     torch.manual_seed(0)
     objective = contrastive.ContrastiveObjective(method="moco", temperature=0.2, projection=8, queue=6, momentum=0.9)
     changed = dataclasses.replace(objective, **others)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_interrupted_equals_uninterrupted_and_the_backbone_is_reused(method: str
     assert 0 <= figures["val_top1"] <= 1
     weights = tmp_path / "whole" / "checkpoint-last"
     again = cards.load(weights)
-    assert isinstance(again, contrastive.Contrast)
+    assert isinstance(again, contrastive.ContrastiveModel)
     report = load_weights.fit(build("segmenter", made.model, bands=12, classes=4), load_weights.read_weights(weights))
     assert report.encoder_share == 1.0
     assert all(name.startswith(("slow", "queue", "head")) or "slow" in name for name in report.unexpected)
@@ -138,7 +138,7 @@ def test_spectralgpt_is_pretrained_by_contrast_and_its_encoder_reused(folder: Pa
     assert contrast.main(made, run_paths_for(folder, tmp_path)) == 0
     weights = tmp_path / "checkpoint-last"
     trained = cards.load(weights)
-    assert isinstance(trained, contrastive.Contrast)
+    assert isinstance(trained, contrastive.ContrastiveModel)
     fresh = build("classifier", BASELINES["spectralgpt"], bands=12, classes=2)
     report = load_weights.fit(fresh, load_weights.read_weights(weights))
     assert report.encoder_share == 1.0

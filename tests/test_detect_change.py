@@ -211,7 +211,7 @@ def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:
         )
         moved = dataclasses.replace(moved, recipe=still)
         samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
-        source = windows.Windows(samples, moved.recipe.windows)
+        source = windows.WindowedSamples(samples, moved.recipe.windows)
         (batch,) = loader.load(source, loader.in_order(len(source), 999), threads=1)
         losses.append(float(detect_change.objective(moved, None, Pixel(), batch)["loss"]))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
@@ -220,7 +220,7 @@ def test_both_dates_and_the_map_are_moved_alike(folder: Path) -> None:
 def test_the_loss_is_the_weighted_mean_of_the_framework(folder: Path) -> None:
     made = setting(folder)
     samples = loader.Samples(folder, "train", ("image_before", "image_after", "mask"))
-    (batch,) = loader.load(windows.Windows(samples, made.recipe.windows), loader.in_order(5, 5), threads=1)
+    (batch,) = loader.load(windows.WindowedSamples(samples, made.recipe.windows), loader.in_order(5, 5), threads=1)
     batch.arrays["mask"][0, :3] = 255
     weights = detect_change.class_weights(0.2, 5.0)
     plain = dataclasses.replace(made, recipe=dataclasses.replace(made.recipe, augment=augment.AugmentRecipe()))
@@ -235,7 +235,7 @@ def test_the_loss_is_the_weighted_mean_of_the_framework(folder: Path) -> None:
 def test_the_released_score_counts_overlaps_and_drops_the_last_batch(folder: Path) -> None:
     made = setting(folder, *RELEASED, "drop_incomplete=true", "training.batch=4")
     samples = loader.Samples(folder, "test", ("image_before", "image_after", "mask"))
-    source = windows.Windows(samples, made.recipe.scored)  # type: ignore[arg-type]
+    source = windows.WindowedSamples(samples, made.recipe.scored)  # type: ignore[arg-type]
     counts = detect_change.evaluate(made, Pixel(), samples)
     assert len(source) % 4
     assert int(counts.sum()) == len(source) // 4 * 4 * 16 * 16

@@ -71,7 +71,7 @@ def run_steps(
     updates = loop.UpdateSettings(
         forward=model, optimizer=optimizer, schedule=lambda step: 0.1, micro_batches=2, clip_norm=1.0
     )
-    trained = windows.Windows(source, setting.recipe.windows) if program == "detect_change" else source
+    trained = windows.WindowedSamples(source, setting.recipe.windows) if program == "detect_change" else source
     batches = loader.load(trained, iter([next(loader.in_order(4, 4))] * 3), threads=1)
     return list(loop.steps(lambda part: change(made.objective(setting, model, part)), batches, updates, launch))
 

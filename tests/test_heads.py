@@ -55,7 +55,7 @@ def test_the_shortcut_of_change_sees_a_few_pixels_of_both_dates(
     torch.manual_seed(0)
     head = dataclasses.replace(NARROW, skip=8, skip_layers=layers, skip_dilations=dilations)
     model = build("change", spectralgpt(TINY, head=head), 12).eval()
-    for layer in [layer for layer in model.modules() if isinstance(layer, upernet.Widening)]:
+    for layer in [layer for layer in model.modules() if isinstance(layer, upernet.DilatedResidual)]:
         layer.add_module("norm", torch.nn.Identity())  # its statistics are of the whole image
     torch.nn.init.zeros_(model.head.classify.weight)  # leaves the shortcut alone
     before, after = images(TINY), images(TINY)

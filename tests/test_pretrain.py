@@ -261,7 +261,7 @@ def test_visible_mean_by_hand() -> None:
 
 @pytest.mark.parametrize("tables", ["interpolate", "redraw"])
 def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tables: str) -> None:
-    stages = tuple(pretrain.Stage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
+    stages = tuple(pretrain.PretrainStage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
     made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
     start = run_paths_for(folder, tmp_path / "run", named={"toy": folder})
     assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == ExitCode.FINDINGS

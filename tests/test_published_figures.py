@@ -20,7 +20,7 @@ from sgdata.shards import contracts, shard_index, tar_format, write_shards
 from sgdata.splits import split_table
 from sgmodel.ledger import costs, experiments, missing_data, published_figures, reproduce
 from sgmodel.ledger.experiments import LedgerPaths, LedgerRow
-from sgmodel.ledger.published_figures import Protocol
+from sgmodel.ledger.published_figures import PublishedProtocol
 from sgmodel.recipes.programs import PROGRAMS
 
 PROTOCOLS = [row["name"] for row in package_data.table("published_protocols")]
@@ -89,9 +89,9 @@ def test_the_rivals_of_the_paper_have_figures() -> None:
 # --- differences ---------------------------------------------------------------------------
 
 
-def protocol(**others: Any) -> Protocol:
+def protocol(**others: Any) -> PublishedProtocol:
     plain = {"name": "p", "dataset": "toy", "edition": "1", "splits": "official", "labels": 1.0, "mode": "finetune"}
-    return Protocol(**{**plain, "counts": {"train": 6, "val": 2}, "about": "", **others})
+    return PublishedProtocol(**{**plain, "counts": {"train": 6, "val": 2}, "about": "", **others})
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ def test_pixels_and_labels_are_those_of_the_samples(tmp_path: Path, name: str) -
     source = windows.fit_to_windows(samples, PX)
     seen = list(shown(source))
     covered = [np.zeros(size, int) for size in sizes_of(name)[:4]]
-    rows = source.rows if isinstance(source, windows.Windows) else np.array([[n, 0, 0, 0, 0] for n in range(4)])
+    rows = source.rows if isinstance(source, windows.WindowedSamples) else np.array([[n, 0, 0, 0, 0] for n in range(4)])
     for (number, top, left, _, _), (image, mask) in zip(rows.tolist(), seen, strict=True):
         whole = samples.read(number, "image")[:, top : top + PX, left : left + PX]
         height, width = whole.shape[1:]
@@ -135,10 +135,10 @@ def test_pixels_and_labels_are_those_of_the_samples(tmp_path: Path, name: str) -
 
 def test_no_more_than_the_cache_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = loader.Samples(masks(tmp_path / "shards", "larger"), "train", ("image", "mask"))
-    source = windows.Windows(samples, windows.WindowRecipe(px=PX, stride=PX, remainder="covered", once=False))
+    source = windows.WindowedSamples(samples, windows.WindowRecipe(px=PX, stride=PX, remainder="covered", once=False))
     expected = list(shown(source))
     monkeypatch.setattr(windows, "CACHE_BYTES", 25_000)
-    again = windows.Windows(samples, source.recipe)
+    again = windows.WindowedSamples(samples, source.recipe)
     for (image, mask), (other, labels) in zip(shown(again), expected, strict=True):
         np.testing.assert_array_equal(image, other)
         np.testing.assert_array_equal(mask, labels)

@@ -94,7 +94,7 @@ def test_scoring_holds_no_more_than_a_step(tmp_path: Path, program: str, accumul
         schedule=lambda step: 0.0,
         micro_batches=setting.recipe.training.division.micro_batches,
     )
-    trained = windows.Windows(source, setting.recipe.windows) if program == "detect_change" else source
+    trained = windows.WindowedSamples(source, setting.recipe.windows) if program == "detect_change" else source
     (batch,) = loader.load(trained, loader.in_order(4, 4), threads=1)
 
     def step() -> None:

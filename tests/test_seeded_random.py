@@ -29,7 +29,7 @@ def test_philox_known_answers_of_random123(counter: tuple[int, ...], key: tuple[
 
 
 def draw(
-    samples: list[int], count: int, epoch: int = 0, stream: seeded_random.Stream = seeded_random.Stream.MASK
+    samples: list[int], count: int, epoch: int = 0, stream: seeded_random.RandomStream = seeded_random.RandomStream.MASK
 ) -> torch.Tensor:
     return seeded_random.uniform(
         torch.tensor(samples), count, seed=7, epoch=torch.full((len(samples),), epoch), stream=stream
@@ -46,10 +46,10 @@ def test_seed_epoch_and_stream_each_change_the_draws() -> None:
     base = draw([5], 16)
     others = [
         draw([5], 16, epoch=1),
-        draw([5], 16, stream=seeded_random.Stream.CROP),
+        draw([5], 16, stream=seeded_random.RandomStream.CROP),
         draw([6], 16),
         seeded_random.uniform(
-            torch.tensor([5]), 16, seed=7 + 2**32, epoch=torch.tensor([0]), stream=seeded_random.Stream.MASK
+            torch.tensor([5]), 16, seed=7 + 2**32, epoch=torch.tensor([0]), stream=seeded_random.RandomStream.MASK
         ),
     ]
     assert not any(torch.equal(base, other) for other in others)

@@ -62,13 +62,13 @@ def test_each_card_is_found_by_its_own_name(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_several_processes_share_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     where = devices.Runtime(device=torch.device("cpu"), precision="fp32")
-    meter = devices.Meter(launch=where, flops=1e12, peak=10.0)
+    meter = devices.SpeedMeter(launch=where, flops=1e12, peak=10.0)
     alone = meter.read(8, 2.0)
     monkeypatch.setenv("WORLD_SIZE", "4")
     together = meter.read(8, 2.0)
     assert (alone["tflops"], alone["mfu"]) == (4.0, 0.4)
     assert (together["tflops"], together["mfu"]) == (1.0, 0.1)
-    assert devices.Meter(launch=where, flops=None, peak=10.0).read(8, 2.0)["mfu"] is None
+    assert devices.SpeedMeter(launch=where, flops=None, peak=10.0).read(8, 2.0)["mfu"] is None
 
 
 def test_the_peak_of_a_cpu_is_measured_on_request_alone() -> None:
@@ -85,7 +85,7 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(tmp_path: Path) -
     def speed(samples: int, seconds: float) -> dict[str, float | None]:
         return {"mfu": None, "tflops": samples / seconds}
 
-    with run_folder.Log(tmp_path, 0) as log:
+    with run_folder.TrainingLog(tmp_path, 0) as log:
         for index, (wait, total) in enumerate([(0.5, 1.0), (0.0, 1.0), (0.0, 2.0), (0.3, 3.0)]):
             times = {"images": 6, "wait_s": wait, "total_s": total}
             result = StepResult(torch.ones(1), lambda values: StepMetrics({"loss": values[0]}, 1.0))

@@ -67,7 +67,7 @@ def test_pickled_samples_read_the_right_pixels(places: list[loader.Samples]) -> 
 
 def test_windows_go_to_workers_too(tmp_path: Path) -> None:
     pairs = loader.Samples(write_pairs(tmp_path / "pairs"), "train", ("image_before", "image_after", "mask"))
-    cut = windows.Windows(pairs, windows.WindowRecipe(px=16, stride=16, remainder="covered", once=False))
+    cut = windows.WindowedSamples(pairs, windows.WindowRecipe(px=16, stride=16, remainder="covered", once=False))
     again = pickle.loads(pickle.dumps(cut))
     for number in (0, len(cut) - 1):
         for name, array in cut[number].items():

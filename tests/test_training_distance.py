@@ -196,10 +196,10 @@ def test_pixels_and_change_are_scored_by_distance(tmp_path: Path) -> None:
 
 def test_bands_cover_every_distance_once() -> None:
     metres = np.array([0, 99.9, 100, 1_999, 2_000, 4_999, 5_000, 19_999, 20_000, 1e7])
-    near = training_distance.Nearness(metres=metres, likeness=None, nearest=("a",) * 10)
+    near = training_distance.TrainingDistance(metres=metres, likeness=None, nearest=("a",) * 10)
     assert [rows.tolist() for _, rows in near.bands] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
     likeness = np.array([1, 0.9, 0.89, 0.7, 0.5, 0.49, -1])
-    near = training_distance.Nearness(metres=None, likeness=likeness, nearest=("a",) * 7)
+    near = training_distance.TrainingDistance(metres=None, likeness=likeness, nearest=("a",) * 7)
     assert [rows.tolist() for _, rows in near.bands] == [[0, 1], [2, 3], [4], [5, 6]]
 
 

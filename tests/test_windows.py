@@ -46,7 +46,7 @@ def test_covered_leaves_nothing_out(side: int, stride: int) -> None:
 
 def test_every_pixel_counts_once(pairs: loader.Samples) -> None:
     for stride in (16, 11):
-        cut = windows.Windows(pairs, dataclasses.replace(ONCE, stride=stride))
+        cut = windows.WindowedSamples(pairs, dataclasses.replace(ONCE, stride=stride))
         found = {key: np.zeros(shape) for key, shape in zip(pairs.keys, pairs.valid_size(np.arange(2)), strict=True)}
         for number, row in enumerate(cut.rows):
             top, left = row[1:3]
@@ -55,7 +55,7 @@ def test_every_pixel_counts_once(pairs: loader.Samples) -> None:
 
 
 def test_windows_contain_the_pixels_of_their_positions(pairs: loader.Samples) -> None:
-    cut = windows.Windows(pairs, dataclasses.replace(ONCE, once=False))
+    cut = windows.WindowedSamples(pairs, dataclasses.replace(ONCE, once=False))
     assert len(set(cut.keys)) == len(cut) == 3 * 3 + 2 * 3
     (batch,) = loader.load(cut, loader.in_order(len(cut), 99), threads=2)
     for number, (scene, top, left, *_) in enumerate(cut.rows.tolist()):
@@ -67,7 +67,7 @@ def test_windows_contain_the_pixels_of_their_positions(pairs: loader.Samples) ->
 
 
 def test_a_side_shorter_than_a_window_gives_one_smaller_window(pairs: loader.Samples) -> None:
-    cut = windows.Windows(pairs, dataclasses.replace(ONCE, px=40, stride=40))
+    cut = windows.WindowedSamples(pairs, dataclasses.replace(ONCE, px=40, stride=40))
     dora = pairs.keys.index("dora")
     sizes = cut.valid_size(np.flatnonzero(cut.rows[:, 0] == dora)).tolist()
     assert sizes == [[40, 37], [40, 37]]

@@ -68,7 +68,8 @@ def load(path: Path) -> nn.Module:
             or a released file of SpectralGPT.
 
     Returns:
-        The model with its trained weights: an `Encoder`, a `MaskedAutoencoder`, a `Contrast` or a model for a task.
+        The model with its trained weights: an `Encoder`, a `MaskedAutoencoder`, a `ContrastiveModel` or a model for a
+        task.
 
     Raises:
         SourceError: The files are missing, damaged, or do not fit together.

@@ -98,7 +98,7 @@ class MixedPairs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Geometry:
+class GeometricTransform:
     """Geometric transform of each of N samples: cut to the box, then transpose, then flip.
 
     Attributes:
@@ -117,7 +117,7 @@ class Geometry:
     zoom: bool = True
 
 
-def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Geometry:
+def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> GeometricTransform:
     """Draw the geometry of each sample, on the CPU.
 
     Args:
@@ -127,10 +127,10 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tens
         valid_size: (N, 2) height and width of each sample.
         seed: Seed of the run.
     """
-    chance = seeded_random.uniform(samples, 3, seed=seed, epoch=epoch, stream=seeded_random.Stream.TURN)
+    chance = seeded_random.uniform(samples, 3, seed=seed, epoch=epoch, stream=seeded_random.RandomStream.TURN)
     turns = (chance[:, 2] * 4).long() if recipe.quarter_turns else torch.zeros_like(samples)
     # A rotation by k x 90 degrees counter-clockwise is a transposition where k is odd, followed by these flips.
-    return Geometry(
+    return GeometricTransform(
         box=_boxes(recipe, samples, epoch, valid_size, seed=seed),
         transpose=turns % 2 == 1,
         flip_rows=(chance[:, 1] < recipe.vertical_flip) ^ ((turns == 1) | (turns == 2)),
@@ -139,12 +139,12 @@ def draw(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tens
     )
 
 
-def centre_crop(valid_size: Tensor, size: int) -> Geometry:
+def centre_crop(valid_size: Tensor, size: int) -> GeometricTransform:
     """Return the geometry of a centre crop of size x size pixels (all of a smaller image), without flips."""
     length = valid_size.clamp(max=size)
     no = torch.zeros(len(valid_size), dtype=torch.bool)
     box = torch.cat([(valid_size - length) // 2, length], dim=1)
-    return Geometry(box=box, transpose=no, flip_rows=no, flip_cols=no, zoom=False)
+    return GeometricTransform(box=box, transpose=no, flip_rows=no, flip_cols=no, zoom=False)
 
 
 def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Tensor, *, seed: int) -> Tensor:
@@ -153,7 +153,7 @@ def _boxes(recipe: AugmentRecipe, samples: Tensor, epoch: Tensor, valid_size: Te
     if recipe.crop_area is None:
         return whole
     u = seeded_random.uniform(
-        samples, 2 * ATTEMPTS + 2, seed=seed, epoch=epoch, stream=seeded_random.Stream.CROP
+        samples, 2 * ATTEMPTS + 2, seed=seed, epoch=epoch, stream=seeded_random.RandomStream.CROP
     ).double()
     boxes, fits = _within(valid_size, u, recipe.crop_area, recipe.crop_aspect)
     return torch.where(fits, boxes, whole)
@@ -174,7 +174,7 @@ def _within(
     return torch.cat([corner, chosen], dim=1), fits.any(dim=1, keepdim=True)
 
 
-def transform_images(x: Tensor, how: Geometry, size: int) -> Tensor:
+def transform_images(x: Tensor, how: GeometricTransform, size: int) -> Tensor:
     """Crop, resize or pad, rotate and flip images.
 
     Args:
@@ -192,7 +192,7 @@ def transform_images(x: Tensor, how: Geometry, size: int) -> Tensor:
     return _turn(x, how)
 
 
-def transform_valid(valid: Tensor, how: Geometry, size: int) -> Tensor:
+def transform_valid(valid: Tensor, how: GeometricTransform, size: int) -> Tensor:
     """Return which values of `transform_images` come from known ones (N, C, H, W) bool in the box alone."""
     whole = transform_images(valid.float(), how, size)
     inside = transform_masks(torch.ones_like(valid[:, 0], dtype=torch.uint8), how, size, outside=0)
@@ -200,7 +200,7 @@ def transform_valid(valid: Tensor, how: Geometry, size: int) -> Tensor:
     return ((whole - 1).abs() < 1e-3) & (inside[:, None] == 1)
 
 
-def _mirrored(x: Tensor, how: Geometry, size: int) -> Tensor:
+def _mirrored(x: Tensor, how: GeometricTransform, size: int) -> Tensor:
     """Cut the boxes from images (N, C, H, W) without resizing, mirrored beyond their lower and right edge."""
     box = how.box.to(x.device, non_blocking=True)
     step = torch.arange(size, device=x.device)
@@ -213,7 +213,7 @@ def _mirrored(x: Tensor, how: Geometry, size: int) -> Tensor:
     return x[sample, :, places[0][:, :, None], places[1][:, None]].permute(0, 3, 1, 2)
 
 
-def _cut(x: Tensor, how: Geometry, size: int) -> Tensor:
+def _cut(x: Tensor, how: GeometricTransform, size: int) -> Tensor:
     box = how.box.to(x.device, non_blocking=True)
     rows, cols = (_bicubic(box[:, axis], box[:, axis + 2], x.shape[axis + 2], size) for axis in (0, 1))
     return rows[:, None] @ x @ cols[:, None].transpose(2, 3)
@@ -235,7 +235,7 @@ def zoom_in(x: Tensor, valid_size: Tensor, size: int, *, share: float) -> Tensor
     return whole[:, :, edge : edge + size, edge : edge + size]
 
 
-def transform_masks(y: Tensor, how: Geometry, size: int, outside: int = 255) -> Tensor:
+def transform_masks(y: Tensor, how: GeometricTransform, size: int, outside: int = 255) -> Tensor:
     """Crop, resize by the nearest pixel, rotate and flip integer masks (N, H, W) to (N, size, size).
 
     Where boxes are padded instead, the padding is `outside`.
@@ -252,12 +252,12 @@ def transform_masks(y: Tensor, how: Geometry, size: int, outside: int = 255) -> 
     return _turn(y[:, None], how)[:, 0]
 
 
-def _is_whole(x: Tensor, how: Geometry, size: int) -> bool:
+def _is_whole(x: Tensor, how: GeometricTransform, size: int) -> bool:
     """Return whether every box is the whole image, so that no pixel has to be interpolated."""
     return tuple(x.shape[-2:]) == (size, size) and bool((how.box == torch.tensor([0, 0, size, size])).all())
 
 
-def _turn(x: Tensor, how: Geometry) -> Tensor:
+def _turn(x: Tensor, how: GeometricTransform) -> Tensor:
     x = torch.where(_each(how.transpose, x), x.transpose(2, 3), x)
     x = torch.where(_each(how.flip_rows, x), x.flip(2), x)
     return torch.where(_each(how.flip_cols, x), x.flip(3), x)
@@ -302,7 +302,7 @@ def erase(x: Tensor, recipe: MixRecipe, samples: Tensor, epoch: Tensor, *, seed:
     if not recipe.erase:
         return x
     count = 2 * ATTEMPTS + 3
-    u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.Stream.ERASE).double()
+    u = seeded_random.uniform(samples, count, seed=seed, epoch=epoch, stream=seeded_random.RandomStream.ERASE).double()
     # Areas are shares of the cropped input, not of the scene.
     valid_size = torch.tensor(x.shape[-2:]).expand(len(x), 2)
     boxes, fits = _within(valid_size, u, recipe.erase_area, recipe.erase_aspect)
@@ -318,7 +318,7 @@ def draw_mix(recipe: MixRecipe, samples: Tensor, epoch: Tensor, size: int, *, se
     # Slow to import, and only mixing needs an inverse of the Beta distribution.
     from scipy.special import betaincinv
 
-    u = seeded_random.uniform(samples, 5, seed=seed, epoch=epoch, stream=seeded_random.Stream.MIX).double()
+    u = seeded_random.uniform(samples, 5, seed=seed, epoch=epoch, stream=seeded_random.RandomStream.MIX).double()
     mixed = (u[:, 0] < recipe.chance) & torch.tensor(recipe.mixes)
     share = recipe.cutmix_share if recipe.mixup and recipe.cutmix else float(recipe.cutmix > 0)
     cut = u[:, 1] < share

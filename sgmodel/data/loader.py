@@ -210,9 +210,9 @@ class Samples:
         self.shard: list[str] = rows["shard"].to_pylist()
         self.tars: tar_source.Tars
         if (folder / tar_source.MARK).is_file():
-            self.tars = tar_source.Ranged(folder)
+            self.tars = tar_source.RemoteTars(folder)
         else:
-            self.tars = tar_source.Local(folder, sorted(set(self.shard)))
+            self.tars = tar_source.LocalTars(folder, sorted(set(self.shard)))
         self.codec = self._codec(rows)
         self.members: dict[str, MemberLayout] = sample_layout(rows, members, folder, self.codec)
         if len(next(iter(self.members.values())).start) > len(self.keys):  # each date of pairs is a sample

@@ -17,7 +17,7 @@ from torch import Tensor
 LOW = 0xFFFFFFFF
 
 
-class Stream(IntEnum):
+class RandomStream(IntEnum):
     """Purpose of a random number; different streams of one sample are independent."""
 
     ORDER = 0
@@ -47,7 +47,7 @@ def _product(factor: int, word: Tensor) -> tuple[Tensor, Tensor]:
     return (product >> 32) & LOW, product & LOW
 
 
-def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: Stream) -> Tensor:
+def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: RandomStream) -> Tensor:
     """Return (N, count) float32 in [0, 1) with 24 random bits, for samples (N,) int64 in epochs (N,) int64."""
     blocks = torch.arange(-(-count // 4), device=samples.device)
     shape = (len(samples), len(blocks))
@@ -64,7 +64,7 @@ def uniform(samples: Tensor, count: int, *, seed: int, epoch: Tensor, stream: St
 def order(count: int, *, seed: int, epoch: int, lane: int = 0) -> NDArray[np.int64]:
     """Return a permutation of range(count): a pure function of (seed, epoch, lane), on any machine and version."""
     blocks = torch.arange(count)
-    fixed = [torch.full((count,), value) for value in (lane, epoch, int(Stream.ORDER))]
+    fixed = [torch.full((count,), value) for value in (lane, epoch, int(RandomStream.ORDER))]
     words = philox((blocks, *fixed), (seed & LOW, (seed >> 32) & LOW))
     # 62 random bits each: a tie among a million samples happens once in ten million epochs, and is stable.
     keys = (words[0] << 30) | (words[1] >> 2)

@@ -62,7 +62,7 @@ class Tars(Protocol):
         """Return the bytes of each span, fewer where a tar is truncated. Raises SourceError."""
 
 
-class Local:
+class LocalTars:
     """Local tars, held open."""
 
     def __init__(self, folder: Path, names: Iterable[str]) -> None:
@@ -74,7 +74,7 @@ class Local:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Open the tars again in the process that unpickles this object."""
-        return Local, (self._folder, tuple(self._files))
+        return LocalTars, (self._folder, tuple(self._files))
 
     def contents(self, spans: Sequence[Span]) -> list[memoryview]:
         """Return the bytes of each span. Raises SourceError."""
@@ -232,7 +232,7 @@ def _is_refusal(error: Any) -> bool:
     return refused or isinstance(error, FileNotFoundError | PermissionError)
 
 
-class Ranged:
+class RemoteTars:
     """Remote tars of a mirrored folder, read by ranges; `contents` may be called by several threads at once."""
 
     def __init__(self, folder: Path) -> None:
@@ -274,9 +274,9 @@ class Ranged:
         return [memoryview(contents[span]) for span in spans]
 
 
-def _reopened(folder: Path, url: str) -> Ranged:
+def _reopened(folder: Path, url: str) -> RemoteTars:
     urls.remember(url)
-    return Ranged(folder)
+    return RemoteTars(folder)
 
 
 def _is_member(header: bytes, size: int) -> bool:

@@ -51,7 +51,7 @@ def starts(side: int, recipe: WindowRecipe) -> list[int]:
     return begins
 
 
-class Windows(loader.Samples):
+class WindowedSamples(loader.Samples):
     """The windows of a split, as samples of their own.
 
     A sample is decoded when the first of its windows is requested, and cached: the 14 training cities of OSCD take
@@ -121,7 +121,7 @@ def fit_to_windows(samples: loader.Samples, px: int) -> loader.Samples:
     """Return samples of which none is larger than `px`: as they are, or cut into windows at their own resolution."""
     if (samples.valid_size(np.arange(len(samples))) <= px).all():
         return samples
-    return Windows(samples, WindowRecipe(px=px, stride=px, remainder="covered", once=False))
+    return WindowedSamples(samples, WindowRecipe(px=px, stride=px, remainder="covered", once=False))
 
 
 def _shown(begins: Sequence[int], recipe: WindowRecipe) -> list[int]:

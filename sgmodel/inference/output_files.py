@@ -32,7 +32,7 @@ def remove_previous(out: Path) -> None:
 # --- rasters -------------------------------------------------------------------------------
 
 
-class Scratch:
+class ScratchMap:
     """A map in a temporary file: rows are added as they are predicted, and read back in blocks of a raster.
 
     Within a line the values are ordered block by block and in each block band by band, so that a block of the raster
@@ -61,7 +61,7 @@ class Scratch:
             values: Array = np.ndarray(shape, style.dtype, mapped, offset, strides=strides)
             yield Window(row=row, col=col, height=shape[0], width=shape[2]), values.transpose(1, 0, 2)
 
-    def __enter__(self) -> Scratch:
+    def __enter__(self) -> ScratchMap:
         return self
 
     def __exit__(
@@ -102,8 +102,8 @@ def write_maps(maps: MapFiles, outputs: Iterable[tiling.Row]) -> None:
     """
     with (
         files.writing(maps.out),
-        Scratch(maps.out / ".classes") as classes,
-        Scratch(maps.out / ".values") as values,
+        ScratchMap(maps.out / ".classes") as classes,
+        ScratchMap(maps.out / ".values") as values,
     ):
         for _, output, valid in outputs:
             if maps.classes:
@@ -129,14 +129,14 @@ def _mask_and_round(output: Array, valid: Array, *, rounded: bool) -> None:
     output[:, ~valid] = np.nan
 
 
-def _write_values(maps: MapFiles, values: Scratch) -> None:
+def _write_values(maps: MapFiles, values: ScratchMap) -> None:
     names = maps.space.names or tuple(f"feature {number}" for number in range(maps.channels))
     style = cog.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
     name = PROBABILITIES if maps.space.ids else EMBEDDINGS
     cog.write(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
 
 
-def _write_classes(maps: MapFiles, classes: Scratch) -> None:
+def _write_classes(maps: MapFiles, classes: ScratchMap) -> None:
     style = cog.Style(
         descriptions=("classes",),
         nodata=maps.space.ignore_index,

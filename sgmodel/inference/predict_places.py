@@ -16,7 +16,7 @@ from sgmodel.inference.predict import PredictPaths, PredictRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predicted:
+class PlacePrediction:
     """Result of the prediction of one input.
 
     Attributes:
@@ -51,7 +51,7 @@ def find_inputs(inputs: Sequence[Path]) -> dict[str, Path]:
 
 def predict_each(
     recipe: PredictRecipe, inputs: dict[str, Path], shared: PredictPaths, *, cluster: str | None
-) -> list[Predicted]:
+) -> list[PlacePrediction]:
     """Predict each input into `shared.out/<name>`, one after the other or on the workers of a Dask cluster.
 
     Raises ServiceError if the cluster cannot be used.
@@ -68,7 +68,7 @@ def predict_each(
     return predicted
 
 
-def _predict_input(recipe: PredictRecipe, paths: PredictPaths) -> Predicted:
+def _predict_input(recipe: PredictRecipe, paths: PredictPaths) -> PlacePrediction:
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # the folder, which the table has
             code = predict.main(recipe, paths)
@@ -76,5 +76,5 @@ def _predict_input(recipe: PredictRecipe, paths: PredictPaths) -> Predicted:
         message = str(error) if isinstance(error, SgdataError) else describe_library_error(error)
         if not message:
             raise
-        return Predicted(name="", folder=paths.out, code=ExitCode.REFUSED, message=str(SgdataError(message)))
-    return Predicted(name="", folder=paths.out, code=code)
+        return PlacePrediction(name="", folder=paths.out, code=ExitCode.REFUSED, message=str(SgdataError(message)))
+    return PlacePrediction(name="", folder=paths.out, code=code)

@@ -107,7 +107,7 @@ class Predictor:
         return self.predict(blank).shape[1:3]
 
 
-def views(x: Tensor, geometry: augment.Geometry, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def views(x: Tensor, geometry: augment.GeometricTransform, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the inputs of a model with images of `size` that are made from whole scenes.
 
     Args:

@@ -94,7 +94,7 @@ def _samples(
         from sgmodel.data import loader, windows
 
         pairs = loader.Samples(paths.data[run.data], recipe.training.split, ("image_before", "mask"))
-        return len(windows.Windows(pairs, recipe.windows))
+        return len(windows.WindowedSamples(pairs, recipe.windows))
     if recipe.training.budget and run.data in paths.data:
         return len(subset.within_budget(paths.data[run.data], recipe.training.split, recipe.training.budget))
     return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]

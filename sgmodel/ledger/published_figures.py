@@ -25,7 +25,7 @@ Difference = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class PublishedProtocol:
     """Data, splits and training mode that published figures were measured on.
 
     Attributes:
@@ -67,14 +67,14 @@ class PublishedFigure:
 
 
 @cache
-def protocol(name: str) -> Protocol:
+def protocol(name: str) -> PublishedProtocol:
     """Return a protocol. Raises SettingError if the catalogue has none of this name."""
     rows = package_data.table("published_protocols")
     for row in rows:
         if row["name"] == name:
             counts = {split: int(count) for split, count in re.findall(r"(\w+) (\d+)", row["counts"])}
             plain = {key: row[key] for key in ("name", "dataset", "edition", "splits", "mode", "about")}
-            return Protocol(**plain, counts=counts, labels=float(row["labels"]))
+            return PublishedProtocol(**plain, counts=counts, labels=float(row["labels"]))
     known = ", ".join(row["name"] for row in rows)
     raise SettingError(f"protocol '{name}' is not in the table published_protocols; known: {known}")
 
@@ -99,7 +99,9 @@ def of_model(name: str, model: str) -> dict[str, PublishedFigure]:
     return known[model]
 
 
-def differences(of: Protocol, contract: Contract, folder: Path, *, labels: float, mode: str) -> list[Difference]:
+def differences(
+    of: PublishedProtocol, contract: Contract, folder: Path, *, labels: float, mode: str
+) -> list[Difference]:
     """Return how shards and settings differ from a protocol.
 
     Args:
@@ -125,7 +127,7 @@ def differences(of: Protocol, contract: Contract, folder: Path, *, labels: float
     return found
 
 
-def _is_other_split(of: Protocol, contract: Contract, folder: Path) -> bool:
+def _is_other_split(of: PublishedProtocol, contract: Contract, folder: Path) -> bool:
     """Return whether the samples of a split are not those of the published list, as far as it is known."""
     if any(contract.splits.get(split) != count for split, count in of.counts.items()):
         return True

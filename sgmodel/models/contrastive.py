@@ -50,7 +50,7 @@ class ContrastiveObjective:
             )
 
 
-class Contrast(nn.Module):
+class ContrastiveModel(nn.Module):
     """A backbone in contrastive pretraining.
 
     The state dict includes the copy and the queue of MoCo, so that a run resumes exactly. BatchNorm computes its

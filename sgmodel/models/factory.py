@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sgdata.errors import SettingError
-from sgmodel.models import backbones, linear_pixels, spectralgpt, unet, upernet, weight_adaptation
+from sgmodel.models import backbones, pixel_backbone, spectralgpt, unet, upernet, weight_adaptation
 from sgmodel.models import encoder as enc
 from sgmodel.models.satmae import SatMAE, SatmaeConfig
 from sgmodel.models.token_reduction import TokenReduction
@@ -74,7 +74,7 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
     kind, _, name = recipe.backbone.partition(":")
     match kind:
         case "linear":
-            return linear_pixels.LinearPixels(bands)
+            return pixel_backbone.PixelBackbone(bands)
         case "unet":
             return unet.UNet(bands, recipe.widths)
         case "statistics":

@@ -105,15 +105,15 @@ class ContrastSpec:
         """Side of the images that the model takes; 0 for any."""
         return self.recipe.px
 
-    def build(self) -> contrastive.Contrast:
+    def build(self) -> contrastive.ContrastiveModel:
         """Build the model with fresh weights. Raises SettingError where the recipe fits no backbone."""
-        model = contrastive.Contrast(factory.backbone(self.recipe, self.bands), self.objective)
+        model = contrastive.ContrastiveModel(factory.backbone(self.recipe, self.bands), self.objective)
         model.recipe = self.recipe
         return model
 
     @classmethod
     def describe(cls, model: nn.Module) -> Self | None:
-        """Return the spec of a `Contrast`; None for another model.
+        """Return the spec of a `ContrastiveModel`; None for another model.
 
         Args:
             model: The model, not wrapped for several processes.
@@ -121,7 +121,7 @@ class ContrastSpec:
         Raises:
             TypeError: The backbone was built by hand, and the model has no `recipe`.
         """
-        if not isinstance(model, contrastive.Contrast):
+        if not isinstance(model, contrastive.ContrastiveModel):
             return None
         return cls(recipe=_recipe_of(model), bands=model.backbone.bands, objective=model.objective)
 
@@ -206,7 +206,7 @@ def describe(model: nn.Module) -> ModelSpec:
     raise TypeError(f"{type(model).__name__} is not a model that a card can describe; unwrap it before saving")
 
 
-def _recipe_of(model: heads.TaskModel | contrastive.Contrast) -> ModelRecipe:
+def _recipe_of(model: heads.TaskModel | contrastive.ContrastiveModel) -> ModelRecipe:
     """Return the recipe that the model was built from; that of SpectralGPT can also be read off the model."""
     if model.recipe is not None:
         return model.recipe

@@ -153,7 +153,7 @@ class UperHead(nn.Module):
         return fused
 
 
-class Widening(nn.Module):
+class DilatedResidual(nn.Module):
     """Add to features of pixels what a dilated convolution finds around them.
 
     With GroupNorm or LayerNorm in place of BatchNorm it fits training samples as well and held-out ground worse.
@@ -181,5 +181,5 @@ def shortcut(bands: int, classes: int, config: HeadConfig) -> nn.Sequential | No
     layers: list[nn.Module] = []
     for number in range(config.skip_layers):
         layers += [nn.Conv2d(config.skip if number else bands, config.skip, 3, padding=1), nn.GELU()]
-    layers += [Widening(dilation, config.skip) for dilation in config.skip_dilations]
+    layers += [DilatedResidual(dilation, config.skip) for dilation in config.skip_dilations]
     return nn.Sequential(*layers, nn.Conv2d(config.skip, classes, 1))

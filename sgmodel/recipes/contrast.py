@@ -43,7 +43,7 @@ class ContrastRecipe(finetune.FinetuneRecipe):
 Setup = training.TrainingSetup[ContrastRecipe]
 
 
-def build(recipe: ContrastRecipe, classes: int) -> contrastive.Contrast:
+def build(recipe: ContrastRecipe, classes: int) -> contrastive.ContrastiveModel:
     """Build the recipe's model with fresh weights, which has no classes. Raises SettingError."""
     return ContrastSpec(recipe=recipe.model, bands=len(recipe.bands), objective=recipe.contrast).build()
 
@@ -59,7 +59,7 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
     setup = training.resolve(recipe, source.contract, paths)
 
     model = finetune.initialise_model(setup, partial(build, setup.recipe, setup.classes), paths.weights)
-    assert isinstance(model, contrastive.Contrast)
+    assert isinstance(model, contrastive.ContrastiveModel)
     task = finetune.prepare_task(setup, model, finetune.fit_windows(setup, source), partial(objective, setup), paths)
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda optimizer, *_: model.follow(optimizer.found_inf))
@@ -91,13 +91,13 @@ def view(setup: Setup, batch: loader.Batch, whole: Tensor, number: int) -> Tenso
         return images
     bands = images.shape[1]
     u = seeded_random.uniform(
-        batch.samples, 2 * bands, seed=seed, epoch=batch.epoch, stream=seeded_random.Stream.JITTER
+        batch.samples, 2 * bands, seed=seed, epoch=batch.epoch, stream=seeded_random.RandomStream.JITTER
     )
     gain, offset = (recipe.jitter * (2 * u.to(images) - 1)).view(len(images), 2, bands, 1, 1).unbind(1)
     return images * (1 + gain) + offset
 
 
-def evaluate(setup: Setup, model: contrastive.Contrast, source: loader.Samples) -> dict[str, float]:
+def evaluate(setup: Setup, model: contrastive.ContrastiveModel, source: loader.Samples) -> dict[str, float]:
     """Compute the mean loss and top-1 of `source` with the views of epoch 0, named by its split."""
     mine = distributed.assign_to_rank(loader.in_order(len(source), setup.scored_at_once))
     outputs = torch.zeros(2, len(source), setup.recipe.contrast.projection)

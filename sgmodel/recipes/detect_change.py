@@ -95,7 +95,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
     pairs = training.open_samples(paths.joined, recipe.training, MEMBERS)
     scored = finetune.open_held_out(recipe, paths.joined, MEMBERS)
     check(recipe, pairs.contract)
-    source = win.Windows(pairs, recipe.windows)
+    source = win.WindowedSamples(pairs, recipe.windows)
     setup = training.resolve(recipe, source.contract, paths)
     recipe = setup.recipe  # spectral groups that the data lack may have been dropped
     # From whole scenes, as in the released code: overlapping windows would give another share.
@@ -217,7 +217,7 @@ def evaluate(setup: Setup, model: nn.Module, source: loader.Samples) -> Tensor:
     """Compute the confusion matrix of each of S scenes over its map, or over its windows: (S, 2, 2)."""
     if setup.recipe.scored is None:
         return dense_prediction.evaluate(setup, model, source)
-    windows = win.Windows(source, setup.recipe.scored)
+    windows = win.WindowedSamples(source, setup.recipe.scored)
     count = len(windows)
     if setup.recipe.drop_incomplete:  # as in the released code, whose figures therefore depend on the batch
         count -= count % setup.recipe.training.batch

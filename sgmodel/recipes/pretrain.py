@@ -38,7 +38,7 @@ logger = logging.getLogger("sgdata")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class PretrainStage:
     """One stage of a progressive pretraining run.
 
     Attributes:
@@ -89,7 +89,7 @@ class PretrainRecipe:
     test_split: str = ""
     accept: tuple[str, ...] = ()
     tables: load_weights.Tables = "interpolate"
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[PretrainStage, ...] = ()
 
 
 Setup = training.TrainingSetup[PretrainRecipe]
@@ -189,7 +189,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
     first = training.begin(task, recipe, paths)
     by = f"{held_out.split}_loss_token"
     best = best_checkpoint.BestCheckpoint(paths.out, first, by=by, sign=-1, patience=recipe.training.patience)
-    with run_folder.Log(paths.out, first) as log:
+    with run_folder.TrainingLog(paths.out, first) as log:
 
         def score(steps_done: int) -> None:
             if steps_done % recipe.picture_every and steps_done != task.total:
@@ -251,7 +251,7 @@ def objective(setup: Setup, forward: nn.Module, batch: loader.Batch) -> dict[str
     return terms | {f"loss_{name}": error for name, error in zip(recipe.bands, bands, strict=True)}
 
 
-def _view(setup: Setup, batch: loader.Batch, geometry: augment.Geometry) -> tuple[Tensor, Tensor]:
+def _view(setup: Setup, batch: loader.Batch, geometry: augment.GeometricTransform) -> tuple[Tensor, Tensor]:
     """Return normalised images (N, C, S, S) moved by `geometry`, and which of their values hold data."""
     stored, size = training.stored_pixels(setup, batch), setup.recipe.model.image_px
     images = normalise.apply(setup.normalisation, stored, batch.valid_size)
@@ -262,7 +262,7 @@ def _noise(setup: Setup, batch: loader.Batch) -> Tensor:
     device, tokens = setup.launch.device, setup.recipe.model.tokens
     samples, epoch = (tensor.to(device, non_blocking=True) for tensor in (batch.samples, batch.epoch))
     return seeded_random.uniform(
-        samples, tokens, seed=setup.recipe.training.seed, epoch=epoch, stream=seeded_random.Stream.MASK
+        samples, tokens, seed=setup.recipe.training.seed, epoch=epoch, stream=seeded_random.RandomStream.MASK
     )
 
 

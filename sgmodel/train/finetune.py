@@ -119,7 +119,7 @@ def fit_windows(setup: training.TrainingSetup[R], source: loader.Samples) -> loa
     return source if setup.recipe.augment.crop_area else windows.fit_to_windows(source, image_side(setup))
 
 
-def geometry(setup: training.TrainingSetup[R], batch: loader.Batch) -> augment.Geometry:
+def geometry(setup: training.TrainingSetup[R], batch: loader.Batch) -> augment.GeometricTransform:
     """Draw how the samples of a batch are cropped, flipped and turned."""
     recipe = setup.recipe
     return augment.draw(recipe.augment, batch.samples, batch.epoch, batch.valid_size, seed=recipe.training.seed)
@@ -258,7 +258,7 @@ def prepare_task(
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
+class HeldOutSamples:
     """The samples that a run scores.
 
     Attributes:
@@ -270,13 +270,13 @@ class HeldOut:
     test: loader.Samples
 
 
-def open_held_out(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) -> HeldOut:
+def open_held_out(recipe: FinetuneRecipe, shards: Path, members: Sequence[str]) -> HeldOutSamples:
     """Open the splits that a recipe scores. Raises SettingError, SourceError."""
     verify = recipe.training.verify
     val = loader.Samples(shards, recipe.val_split, members, verify=verify) if recipe.val_split else None
     if val is not None and recipe.test_split in ("", recipe.val_split):
-        return HeldOut(val=val, test=val)
-    return HeldOut(val=val, test=loader.Samples(shards, recipe.test_split, members, verify=verify))
+        return HeldOutSamples(val=val, test=val)
+    return HeldOutSamples(val=val, test=loader.Samples(shards, recipe.test_split, members, verify=verify))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,7 +297,7 @@ class ScoringSpec:
     title: str
     by: str
     headlines: tuple[str, ...]
-    scored: HeldOut
+    scored: HeldOutSamples
     compute_scores: Callable[[loader.Samples, bool], training_distance.Scores]
     source: loader.Samples | None = None
     sign: Literal[1, -1] = 1
@@ -367,7 +367,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         sign=scoring.sign,
         patience=recipe.training.patience,
     )
-    with run_folder.Log(paths.out, first) as log:
+    with run_folder.TrainingLog(paths.out, first) as log:
 
         def score(steps_done: int) -> None:
             epoch, last = task.epoch(steps_done), steps_done == task.total

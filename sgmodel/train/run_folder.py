@@ -89,7 +89,7 @@ OWN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Progress of a run, which together with the recipe determines the next samples.
 
     Attributes:
@@ -205,7 +205,7 @@ def _flatten(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def save(
-    out: Path, model: nn.Module, card: ModelCard, optimizer: Optimizer, progress: Progress, average: State
+    out: Path, model: nn.Module, card: ModelCard, optimizer: Optimizer, progress: RunProgress, average: State
 ) -> None:
     """Replace `checkpoint-last/`. All ranks must call; rank 0 writes.
 
@@ -287,9 +287,9 @@ def restore(out: Path, model: nn.Module, optimizer: Optimizer) -> State:
     return next((_tensors(path) for path in paths if path.exists()), {})
 
 
-def read_progress(out: Path) -> Progress:
+def read_progress(out: Path) -> RunProgress:
     """Read the progress of the run in `out` when it was last saved. Raises SettingError."""
-    return files.read(Progress, out / LAST / "training.json")
+    return files.read(RunProgress, out / LAST / "training.json")
 
 
 def _repair(out: Path) -> None:
@@ -310,7 +310,7 @@ def _tensors(path: Path) -> State:
 # --- logs ----------------------------------------------------------------------------------
 
 
-class Log:
+class TrainingLog:
     """Log of a run, one JSON object per line, with results and times in separate files. Only rank 0 writes."""
 
     def __init__(self, out: Path, first: int) -> None:
@@ -403,7 +403,7 @@ class Log:
                 if value is not None:
                     self.board.add_scalar(name, value, step)
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> TrainingLog:
         return self
 
     def __exit__(

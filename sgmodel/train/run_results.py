@@ -26,7 +26,7 @@ def conclude(
     card: ModelCard,
     results: dict[str, Any],
     headlines: tuple[str, ...],
-    meter: devices.Meter | None = None,
+    meter: devices.SpeedMeter | None = None,
 ) -> None:
     """Write `results.json`, `card.md`, `summary.json` and SHA256SUMS, which leaves out times and TensorBoard files.
 
@@ -56,7 +56,7 @@ def conclude(
     print(out)
 
 
-def _write_speed(out: Path, meter: devices.Meter) -> str:
+def _write_speed(out: Path, meter: devices.SpeedMeter) -> str:
     """Write `summary.json`, and return the speed in one line."""
     pace = training_log.pace(training_log.read(out / output_names.TIMINGS))
     machine = {
@@ -70,7 +70,7 @@ def _write_speed(out: Path, meter: devices.Meter) -> str:
     return f"{machine['device']}: " + ", ".join(f"{name} {text}" for name, text in training_log.describe(pace).items())
 
 
-def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.Meter | None) -> str:
+def _card(title: str, card: ModelCard, results: dict[str, Any], meter: devices.SpeedMeter | None) -> str:
     """Return the model card in Markdown, which has no times, so that equal runs have equal cards."""
     contract = card.contract
     assert contract is not None

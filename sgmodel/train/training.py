@@ -198,7 +198,7 @@ class TrainingTask:
     updates: loop.UpdateSettings
     total: int
     card: ModelCard
-    meter: devices.Meter
+    meter: devices.SpeedMeter
     averaged: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def epoch(self, step: int) -> int:
@@ -373,7 +373,7 @@ def _save(task: TrainingTask, out: Path, steps_done: int) -> None:
     if distributed.is_main_process():
         files.sync(metrics)  # a checkpoint that survives a power failure needs its metrics
         log_sha256 = files.sha256_file(metrics)
-    state = run_folder.Progress(
+    state = run_folder.RunProgress(
         steps=steps_done,
         log_sha256=log_sha256,
         scaler=task.updates.scaler.state_dict(),  # empty for a disabled scaler

@@ -59,7 +59,7 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Nearness:
+class TrainingDistance:
     """Nearness of N scored samples to the training samples.
 
     Attributes:
@@ -87,7 +87,7 @@ class Nearness:
         return [(name, members) for name, members in rows if len(members)]
 
 
-def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
+def measure(source: loader.Samples, held_out: loader.Samples) -> TrainingDistance:
     """Measure how near each sample of `held_out` is to the samples of `source`.
 
     Args:
@@ -100,12 +100,12 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> Nearness:
     ours, theirs = _ground(held_out), _ground(source)
     if ours is not None and theirs is not None:
         metres, index = ground_distance.nearest(ours, theirs)
-        return Nearness(metres=metres, likeness=None, nearest=tuple(source.keys[row] for row in index))
+        return TrainingDistance(metres=metres, likeness=None, nearest=tuple(source.keys[row] for row in index))
     bank = _describe_cells(source)
     best = [(chunk @ bank.T).max(dim=1) for chunk in torch.split(_describe_cells(held_out), CHUNK)]
     keys = tuple(source.keys[row] for chunk in best for row in chunk.indices.tolist())
     likeness = torch.cat([chunk.values for chunk in best]).double().numpy()
-    return Nearness(metres=None, likeness=likeness, nearest=keys)
+    return TrainingDistance(metres=None, likeness=likeness, nearest=keys)
 
 
 def _ground(samples: loader.Samples) -> ground_distance.Ground | None:
@@ -168,7 +168,7 @@ def _band(name: str, rows: NDArray[np.int64], scored: ScoredSamples, by: str) ->
     return {"band": name, "samples": len(rows), by: figure(None), f"{by}_interval": limits}
 
 
-def _write(path: Path, keys: Sequence[str], near: Nearness, columns: dict[str, list[Any]]) -> None:
+def _write(path: Path, keys: Sequence[str], near: TrainingDistance, columns: dict[str, list[Any]]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

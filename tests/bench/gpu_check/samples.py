@@ -34,7 +34,7 @@ class MemoryIndexed(loader.Samples):
         self.shard = [row["shard"] for row in rows]
         members = MEMBERS.get(contract.label_space.task, ("image",))
         self.members = {name: _member(rows, name) for name in members}
-        self.tars = tar_source.Local(folder, sorted(set(self.shard)))
+        self.tars = tar_source.LocalTars(folder, sorted(set(self.shard)))
         self.verify, self._verified = "first", {name: bytearray(len(rows)) for name in members}
 
 

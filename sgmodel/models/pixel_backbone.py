@@ -7,7 +7,7 @@ from torch import Tensor
 from sgmodel.models.backbones import Backbone
 
 
-class LinearPixels(Backbone):
+class PixelBackbone(Backbone):
     """The identity, which makes the head a linear model of single pixels."""
 
     def __init__(self, bands: int) -> None:
