@@ -14,7 +14,7 @@ State = Literal["finished", "running", "stopped"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Status:
+class OutputStatus:
     """The state of one output folder.
 
     Attributes:
@@ -46,7 +46,7 @@ class Status:
         return f"{subject}{stage}{rest}; process {self.writer.process} on {self.writer.host}, {self.age_s} s ago"
 
 
-def statuses(folder: Path) -> list[Status]:
+def statuses(folder: Path) -> list[OutputStatus]:
     """Return the state of an output, or of every output below a folder of several.
 
     Args:
@@ -76,16 +76,16 @@ def _folders(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.is_symlink()]
 
 
-def _status(folder: Path) -> Status:
+def _status(folder: Path) -> OutputStatus:
     kind = next((text for name, text in output_names.KINDS.items() if (folder / name).exists()), "")
     writer = read(folder)
     if writer is not None and writer.alive:
         age = max(round(time.time() - writer.updated), 0)
-        return Status(folder=folder, kind=kind, state="running", writer=writer, age_s=age)
+        return OutputStatus(folder=folder, kind=kind, state="running", writer=writer, age_s=age)
     if files.is_finished(folder):
-        return Status(folder=folder, kind=kind, state="finished")
+        return OutputStatus(folder=folder, kind=kind, state="finished")
     age_s = None if writer is None else max(round(time.time() - writer.updated), 0)
-    return Status(folder=folder, kind=kind, state="stopped", writer=writer, age_s=age_s)
+    return OutputStatus(folder=folder, kind=kind, state="stopped", writer=writer, age_s=age_s)
 
 
 def read(folder: Path) -> heartbeat.Heartbeat | None:

@@ -27,9 +27,9 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
     """Write every file of a build that the page reads: four classes, three scenes, a corner without data."""
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=shape)
     bands = sentinel2.L2A_BANDS
-    image = cog.Style(descriptions=bands, nodata=0)
+    image = cog.RasterStyle(descriptions=bands, nodata=0)
     cog.write(out / output_names.IMAGE, grid, ((w, dn(w)) for w in strips(shape)), style=image)
-    provenance = cog.Style(descriptions=output_names.PROVENANCE_BANDS, nodata=65535)
+    provenance = cog.RasterStyle(descriptions=output_names.PROVENANCE_BANDS, nodata=65535)
     cog.write(out / output_names.PROVENANCE, grid, ((w, chosen(w)) for w in strips(shape)), style=provenance)
     whole = Window(row=0, col=0, height=shape[0], width=shape[1])
     labels = classes(whole)
@@ -53,7 +53,7 @@ def write(out: Path, shape: tuple[int, int], *, patch: int = 128) -> Path:
         out / "patches.parquet", patch_table.table("toy", grid, windows, splits=parts, counts=held, ids=range(4))
     )
     lock.write(out / lock.NAME, locked(grid))
-    check = findings.Check(name="dead bands", state="finding", message="B09 is <constant>", where=("toy-r00000",))
+    check = findings.CheckResult(name="dead bands", state="finding", message="B09 is <constant>", where=("toy-r00000",))
     report = findings.AuditReport(
         subject="segmunich 1", kind="build", samples=len(windows), findings=1, checks=(check,),
     )  # fmt: skip

@@ -241,7 +241,7 @@ def test_later_ranges_are_redirected_to_admitted_hosts_only(two: tuple[Any, Any]
     waits = ranges.Retries(count=1, wait_s=0.01)
     ours = access_of(typed.url)
     for folder, admitted in (("here", ours), ("away", Access(private=True))):
-        found = objects.Folder(href=f"{typed.url}/{folder}", access=admitted, retries=waits).open("chunk")
+        found = objects.ObjectFolder(href=f"{typed.url}/{folder}", access=admitted, retries=waits).open("chunk")
         assert found and found.read(9000, 9500) == stored[9000:9500]
     other.asked.clear()
     opened = ranges.open_file(f"{typed.url}/away/chunk", ours, first_bytes=100, retries=waits)
@@ -249,7 +249,7 @@ def test_later_ranges_are_redirected_to_admitted_hosts_only(two: tuple[Any, Any]
     file = opened[0]
     with pytest.raises(SourceError, match="--allow-private-hosts"):
         ranges.read(file, 9000, 9500, waits)
-    found = objects.Folder(href=f"{typed.url}/away", access=ours, retries=waits).open("chunk")
+    found = objects.ObjectFolder(href=f"{typed.url}/away", access=ours, retries=waits).open("chunk")
     with pytest.raises(SourceError, match="--allow-private-hosts"):
         assert found and found.read(9000, 9500)
     assert other.asked == []

@@ -202,7 +202,7 @@ def test_an_outline_is_kept_where_it_is_no_rectangle(tmp_path: Path) -> None:
     outline = aoi.outline(area, grid)
     half = aoi.area_polygon(grid, outline).area
     assert half == pytest.approx(shapely.area(aoi.area_polygon(grid)) / 2, rel=0.12)
-    inside = vectors.rasterise_outline(str(outline), grid)
+    inside = vectors.rasterize_outline(str(outline), grid)
     assert int(inside.sum()) == pytest.approx(half / 100, rel=0.01)
     assert inside[-20, 20] and not inside[20, -20]
     # As a lock and a recipe keep it.

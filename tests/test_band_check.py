@@ -87,7 +87,7 @@ def test_lakes_do_not_fail_a_dataset_and_few_samples_decide_nothing() -> None:
     lake = dict.fromkeys(MEANS["L2A"], 90.0)
     counts = {"train": _counts(MEANS["L2A"], 80), "val": _counts(lake, 20)}
 
-    def judged(samples: int, *counts: Array) -> band_check.Verdict:
+    def judged(samples: int, *counts: Array) -> band_check.BandVerdict:
         pooled = statistics.summarise(np.sum(counts, axis=0), list(MEANS["L2A"]), contract.nodata)
         return band_check.check_band_means(pooled, samples, contract)
 

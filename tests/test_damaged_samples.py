@@ -120,9 +120,9 @@ PACK = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from sgdata.packing import pack, select
+from sgdata.packing import pack, select_samples
 if __name__ == "__main__":
-    recipe = replace(select.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
+    recipe = replace(select_samples.recipe_for("bigearthnet"), edition="v1", shard_mb=1)
     pack.pack("bigearthnet", source=Path(sys.argv[1]), out=Path(sys.argv[2]), recipe=recipe, workers=2)
 """
 

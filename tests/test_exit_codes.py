@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 import sgdata
 from sgdata import files, terminal
-from sgdata.audits.findings import AuditReport, Check
+from sgdata.audits.findings import AuditReport, CheckResult
 from sgdata.cli import app
 from sgdata.errors import ExitCode
 
@@ -111,7 +111,7 @@ def test_verify_drift_and_audit_report_differences_alike(
     )
     assert run("drift", str(tmp_path)) == code
 
-    check = Check(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())
+    check = CheckResult(name="readable", state="finding" if findings else "pass", message="", figures={}, where=())
     report = AuditReport(subject="toy 1", kind="shards", samples=1, checks=(check,), findings=findings)
     monkeypatch.setattr("sgdata.audits.collect_evidence.detect_subject", lambda path, **options: path)
     monkeypatch.setattr("sgdata.audits.collect_evidence.collect_evidence", lambda subject, **options: subject)

@@ -121,7 +121,7 @@ def test_maps_of_classes_have_the_same_files(ids: tuple[int, int], dtype: str, t
     assert output_files.class_type(space) == dtype
     grid = Grid(crs="EPSG:32632", origin=(680040.0, 5340360.0), gsd_m=10.0, shape=(20, 20))
     whole = Window(row=0, col=0, height=20, width=20)
-    style = cog.Style(
+    style = cog.RasterStyle(
         descriptions=("classes",), nodata=space.ignore_index, dtype=output_files.class_type(space), overviews="mode",
         classes=output_files.legend(space),
     )  # fmt: skip

@@ -62,7 +62,9 @@ def paint(build: Path) -> None:
     labels[:, -4:, -4:] = (labels[:, -4:, -4:] + 1) % 3
     whole = Window(row=0, col=0, height=grid.shape[0], width=grid.shape[1])
     cog.write(build / "image.tif", grid, [(whole, image)], style=build_folder.image_style(sentinel2.L2A_BANDS))
-    cog.write(build / "labels.tif", grid, [(whole, labels)], style=cog.Style(descriptions=("labels",), dtype="uint8"))
+    cog.write(
+        build / "labels.tif", grid, [(whole, labels)], style=cog.RasterStyle(descriptions=("labels",), dtype="uint8")
+    )
     files.write_sums(build)
 
 

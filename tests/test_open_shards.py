@@ -136,10 +136,13 @@ def test_maps_are_opened_with_names_and_crs(folder: Path, tmp_path: Path) -> Non
     whole = Window(row=0, col=0, height=16, width=24)
     values = np.arange(16 * 24, dtype=np.uint8).reshape(1, 16, 24) % len(names)
     cog.write(
-        tmp_path / "classes.tif", grid, [(whole, values)], style=cog.Style(descriptions=("classes",), dtype="uint8")
+        tmp_path / "classes.tif",
+        grid,
+        [(whole, values)],
+        style=cog.RasterStyle(descriptions=("classes",), dtype="uint8"),
     )
     shares = np.stack([values[0] * 0 + n for n in range(len(names))]).astype(np.uint8)
-    style = cog.Style(descriptions=tuple(names), dtype="uint8")
+    style = cog.RasterStyle(descriptions=tuple(names), dtype="uint8")
     cog.write(tmp_path / "probabilities.tif", grid, [(whole, shares)], style=style)
     contracts.write(tmp_path, contract)
     with pytest.raises(SourceError, match="unfinished"):

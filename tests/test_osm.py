@@ -49,13 +49,13 @@ def square(first: int, x: float, y: float, side: float) -> dict[int, Place]:
     return {first + i: corner for i, corner in enumerate(corners)}
 
 
-def read_text(folder: Path, text: str, area: Any = EVERYWHERE) -> osm_features.Features:
+def read_text(folder: Path, text: str, area: Any = EVERYWHERE) -> osm_features.OsmFeatures:
     path = folder / "map.osm"
     path.write_text(text)
     return osm_features.read(path, area, rules=RULES)
 
 
-def by_id(features: osm_features.Features) -> dict[tuple[str, int, str], Any]:
+def by_id(features: osm_features.OsmFeatures) -> dict[tuple[str, int, str], Any]:
     rows = features.table
     return dict(zip(zip(rows.osm_type, rows.osm_id, rows.kind, strict=True), rows.geometry, strict=True))
 

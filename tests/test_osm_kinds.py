@@ -40,11 +40,11 @@ WAYS = {1: (RING, FOREST), 2: (HOLE, {"natural": "water"}), 3: ([1, 3], {"highwa
 EXPECTED = {("way", 1, "polygon"): 1e-4, ("way", 2, "polygon"): 4e-6, ("way", 3, "line"): 0}
 
 
-def read(path: Path, **more: Any) -> osm_features.Features:
+def read(path: Path, **more: Any) -> osm_features.OsmFeatures:
     return osm_features.read(path, AREA, rules=RULES, **more)
 
 
-def areas(found: osm_features.Features) -> dict[tuple[str, int, str], float]:
+def areas(found: osm_features.OsmFeatures) -> dict[tuple[str, int, str], float]:
     return {key: round(shape.area, 12) for key, shape in by_id(found).items()}
 
 

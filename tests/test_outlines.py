@@ -46,7 +46,7 @@ def test_nothing_is_built_outside_the_outline(triangle: BuildRecipe, archive: Pa
     made = build(triangle, archive, tmp_path / "b")
     assert made.outline is not None
     assert whole.outline is None
-    inside = vectors.rasterise_outline(made.outline, made.grid)
+    inside = vectors.rasterize_outline(made.outline, made.grid)
     for name, outside in (("image.tif", {0}), ("provenance.tif", {0, 65535})):
         with (
             geotiff.open_raster(str(tmp_path / "b" / name)) as ours,

@@ -84,7 +84,7 @@ def server() -> Iterator[Server]:
 
 
 def fetch(server: Server, store: Path, pauses: list[float] | None = None, **more: Any) -> list[Path]:
-    service = overpass.Service(url=server.url, policy=RetryPolicy(tries=3, wait_s=5))
+    service = overpass.OverpassServer(url=server.url, policy=RetryPolicy(tries=3, wait_s=5))
     sleep = (pauses if pauses is not None else []).append
     return overpass.fetch(AREA, RULES, date="2020-04-01", store=store, service=service, sleep=sleep, **more)
 
@@ -211,7 +211,7 @@ def test_the_user_agent_has_a_contact(server: Server, tmp_path: Path, monkeypatc
     fetch(server, tmp_path)
     assert server.agents[0].endswith("(+someone@example.org)")
     monkeypatch.delenv("SGDATA_CONTACT")
-    assert overpass.Service().user_agent.endswith("(no contact given)")  # and none that is made up
+    assert overpass.OverpassServer().user_agent.endswith("(no contact given)")  # and none that is made up
 
 
 def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_refused_query_is_not_repeated(server: Server, tmp_path: Path) -> None
 
 
 def test_an_unreachable_server_is_reported_in_one_line(tmp_path: Path) -> None:
-    service = overpass.Service(url="http://127.0.0.1:9/", policy=RetryPolicy(tries=2))
+    service = overpass.OverpassServer(url="http://127.0.0.1:9/", policy=RetryPolicy(tries=2))
     with pytest.raises(ServiceError, match=r"127\.0\.0\.1:9.*2 tries") as caught:
         overpass.fetch(AREA, RULES, date="2020-04-01", store=tmp_path, service=service, sleep=lambda _: None)
     assert "\n" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_reading_queries_the_server_and_returns_the_date(server: Server, tmp_pat
 
 def test_large_areas_are_asked_for_in_tiles_and_by_groups_of_keys() -> None:
     rules = tag_rules.rules(ROWS, CODES, tiers=("core", "ext"), groups=("drive",))
-    small = overpass.build_queries(AREA, rules, date="2020-04-01", service=overpass.Service())
+    small = overpass.build_queries(AREA, rules, date="2020-04-01", service=overpass.OverpassServer())
     asked = " ".join(small)
     for kind in ("polygon", "line"):
         for key in tag_rules.keys(rules, kind):  # type: ignore[arg-type]
@@ -248,12 +248,13 @@ def test_large_areas_are_asked_for_in_tiles_and_by_groups_of_keys() -> None:
     assert 'relation["railway"]' in asked
     wide = shapely.box(11.0, 48.0, 12.0, 48.5)
     assert len(overpass.cut_tiles(wide.bounds)) == 4 * 3
-    assert len(overpass.build_queries(wide, rules, date="2020-04-01", service=overpass.Service())) == 12 * len(small)
+    server = overpass.OverpassServer()
+    assert len(overpass.build_queries(wide, rules, date="2020-04-01", service=server)) == 12 * len(small)
     corner = shapely.Polygon([(11.0, 48.0), (12.0, 48.0), (11.0, 48.5)])
-    assert len(overpass.build_queries(corner, rules, date="2020-04-01", service=overpass.Service())) < 12 * len(small)
+    assert len(overpass.build_queries(corner, rules, date="2020-04-01", service=server)) < 12 * len(small)
 
 
 @pytest.mark.parametrize("date", ["2020", "yesterday", '2020-04-01"];out;', "2020-4-1"])
 def test_a_date_that_is_none_is_refused(date: str) -> None:
     with pytest.raises(SettingError, match="YYYY-MM-DD"):
-        overpass.build_queries(AREA, RULES, date=date, service=overpass.Service())
+        overpass.build_queries(AREA, RULES, date=date, service=server)

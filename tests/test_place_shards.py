@@ -13,7 +13,7 @@ import synthetic_shards
 import sgdata
 from sgdata import files, output_names, verification
 from sgdata.audits import checks, collect_evidence, place_checks
-from sgdata.audits.evidence import AuditEvidence, SampleFacts, Totals
+from sgdata.audits.evidence import AuditEvidence, BandTotals, SampleFacts
 from sgdata.errors import SettingError, SourceError
 from sgdata.packing.place_sources import PlaceSplit
 from sgdata.shards import contracts, shard_index, tar_format
@@ -131,7 +131,7 @@ def facts(place: str, split: str, *, brightness: float = 1000, classes: dict[int
 def evidence(*of: SampleFacts) -> AuditEvidence:
     zero = np.zeros(1, np.int64)
     names = ("count", "total", "ones", "saturated", "equal", "pairs", "leaves", "low", "high")
-    totals = Totals(**dict.fromkeys(names, zero))
+    totals = BandTotals(**dict.fromkeys(names, zero))
     return AuditEvidence(kind="shards", contract=synthetic_shards.contract(8), facts=of, totals=totals)
 
 

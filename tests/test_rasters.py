@@ -42,7 +42,7 @@ def write_plain(path: Path, values: Array, **changes: Any) -> Path:
 
 def test_a_cog_contains_the_written_pixels(tmp_path: Path) -> None:
     values = pixels(3)
-    style = cog.Style(descriptions=("B02", "B03", "B04"), nodata=0)
+    style = cog.RasterStyle(descriptions=("B02", "B03", "B04"), nodata=0)
     cog.write(tmp_path / "a.tif", GRID, pieces(values, 256), style=style)
     with rasterio.open(tmp_path / "a.tif") as dataset:
         np.testing.assert_array_equal(dataset.read(), values)
@@ -55,14 +55,14 @@ def test_a_cog_contains_the_written_pixels(tmp_path: Path) -> None:
 
 
 def test_equal_pixels_give_equal_bytes_however_they_come(tmp_path: Path) -> None:
-    values, style = pixels(2), cog.Style(descriptions=("B02", "B03"), nodata=0)
+    values, style = pixels(2), cog.RasterStyle(descriptions=("B02", "B03"), nodata=0)
     cog.write(tmp_path / "one.tif", GRID, pieces(values, 256), style=style)
     cog.write(tmp_path / "other.tif", GRID, pieces(values, 100)[::-1], style=style)
     assert (tmp_path / "one.tif").read_bytes() == (tmp_path / "other.tif").read_bytes()
 
 
 def test_the_pixel_hash_sees_pixels_and_place_only(tmp_path: Path) -> None:
-    values, style = pixels(1), cog.Style(descriptions=("B02",))
+    values, style = pixels(1), cog.RasterStyle(descriptions=("B02",))
     cog.write(tmp_path / "cog.tif", GRID, pieces(values, 512), style=style)
     plain = write_plain(tmp_path / "plain.tif", values[0], compress="lzw")
     promised = geotiff.hash_pixels(plain)
@@ -76,7 +76,7 @@ def test_the_pixel_hash_sees_pixels_and_place_only(tmp_path: Path) -> None:
 
 def test_classes_get_palette_tags_and_sidecar(tmp_path: Path) -> None:
     classes = {0: ("Street network", "#cc0000"), 255: ("unmapped", "#ffffff")}
-    style = cog.Style(descriptions=("labels",), dtype="uint8", overviews="mode", classes=classes)
+    style = cog.RasterStyle(descriptions=("labels",), dtype="uint8", overviews="mode", classes=classes)
     cog.write(tmp_path / "l.tif", GRID, pieces(pixels(1, dtype=np.uint8), 512), style=style)
     with rasterio.open(tmp_path / "l.tif") as dataset:
         assert dataset.colormap(1)[0] == (204, 0, 0, 255)
@@ -149,7 +149,7 @@ def test_rotated_pixels_are_refused(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises((OutputError, OSError)):
-        cog.write(tmp_path / "file" / "a.tif", GRID, [], style=cog.Style(descriptions=("B02",)))
+        cog.write(tmp_path / "file" / "a.tif", GRID, [], style=cog.RasterStyle(descriptions=("B02",)))
     assert files.sha256((tmp_path / "file").read_bytes()) == files.sha256(b"")
 
 

@@ -32,7 +32,7 @@ EXTRACTS = {
 STREET, FOREST, WATER, URBAN, INDUSTRY = 0, 4, 5, 11, 12
 
 
-def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm_features.Features, label_raster.Drawing, Grid]:
+def drawn(real: Path, place: str, **chosen: Any) -> tuple[osm_features.OsmFeatures, label_raster.Drawing, Grid]:
     name, *bounds = EXTRACTS[place]
     found = osm_features.read(real / "osm" / name, shapely.box(*bounds), rules=RULES)
     project = Transformer.from_crs("EPSG:4326", "EPSG:32632", always_xy=True)

@@ -262,8 +262,8 @@ def test_a_paired_difference_decides_where_single_intervals_overlap(
 
 def test_findings_are_printed_next_to_the_figures_they_affect(paths: LedgerPaths, tmp_path: Path) -> None:
     checks = (
-        findings.Check(name="neighbours", state="finding", message="3 patches of val touch train"),
-        findings.Check(name="bands", state="pass", message="in order"),
+        findings.CheckResult(name="neighbours", state="finding", message="3 patches of val touch train"),
+        findings.CheckResult(name="bands", state="pass", message="in order"),
     )
     report = findings.AuditReport(subject="toy 1", kind="shards", samples=6, checks=checks, findings=1)
     shutil.copytree(paths.data["toy"], tmp_path / "toy")

@@ -141,7 +141,7 @@ def test_builds_of_older_composites_are_shown_without_bright_targets(bands: int,
     grid = lock.read(build / lock.NAME).grid
     with rasterio.open(path) as held:
         stored = held.read()[:bands]
-    style = cog.Style(descriptions=output_names.PROVENANCE_BANDS[:bands], nodata=65535)
+    style = cog.RasterStyle(descriptions=output_names.PROVENANCE_BANDS[:bands], nodata=65535)
     cog.write(path, grid, [(Window(row=0, col=0, height=256, width=256), stored)], style=style)
     usage = json.loads(usage_path.read_text())
     if bands < 5:

@@ -22,7 +22,7 @@ from sgdata.errors import OutputError, SettingError
 from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, SceneClass
 from sgdata.simulation import archive, context_textures, ground, items, noise, scenarios, sky, spectra, surface, truth
-from sgdata.simulation.sketch import kinds, roads
+from sgdata.simulation.sketch import area_kinds, line_kinds
 from sgdata.types import Array, Grid, Window
 
 
@@ -168,7 +168,7 @@ def test_tags_mean_the_class_that_is_painted() -> None:
         for row in package_data.table("osm_lulc_tags")
         if row["geometry"] == "polygon" and row["segmunich_label_value"] in train
     }
-    for name, kind in kinds().items():
+    for name, kind in area_kinds().items():
         for tags in kind.tags if kind.label is not None else ():
             found = {means[pair] for pair in tags.items() if pair in means}
             assert found == {kind.label}, (name, tags)
@@ -224,8 +224,8 @@ def test_the_second_epoch_is_built_felled_and_dug(city: Path) -> None:
 
 
 def test_the_tables_of_both_grounds_name_each_other(town: Town) -> None:
-    drawn = {name for kind in kinds().values() for name in kind.arrangements}
-    drawn |= {road.cover for road in roads().values()}
+    drawn = {name for kind in area_kinds().values() for name in kind.arrangements}
+    drawn |= {road.cover for road in line_kinds().values()}
     assert drawn == set(context_textures.cover_ids())
     table = context_textures.covers()
     for number, row in enumerate(package_data.table("simulated_arrangements")):

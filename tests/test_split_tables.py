@@ -17,7 +17,7 @@ from sgdata.errors import SettingError
 from sgdata.packing import select_samples, split_lists
 from sgdata.shards import shard_index
 from sgdata.splits import ground_distance, ground_splits, split_table
-from sgdata.splits.ground_distance import Ground
+from sgdata.splits.ground_distance import SampleGround
 from sgdata.splits.ground_splits import DrawSettings
 from sgdata.types import Array
 from tests import synthetic
@@ -26,16 +26,16 @@ OF_RGB = ("--dataset", "eurosat", "--edition", "rgb")
 SHIPPED = package_data.folder("catalogs") / "splits" / "eurosat.tsv.gz"
 
 
-def country(count: int, seed: int, *, south: float = 46, west: float = 5, side: float = 4) -> Ground:
+def country(count: int, seed: int, *, south: float = 46, west: float = 5, side: float = 4) -> SampleGround:
     rng = np.random.default_rng(seed)
-    return Ground(
+    return SampleGround(
         latitude=south + side * rng.random(count),
         longitude=west + side * rng.random(count),
         size_m=rng.choice([300.0, 640.0, 1200.0], (count, 1)) * np.ones((1, 2)),
     )
 
 
-def drawn(count: int = 1500, number: int = 0, **changes: object) -> tuple[Ground, Array, ground_splits.Draw]:
+def drawn(count: int = 1500, number: int = 0, **changes: object) -> tuple[SampleGround, Array, ground_splits.Draw]:
     place, labels = country(count, seed=1), np.random.default_rng(2).integers(0, 4, count)
     keys = [f"it_{at}" for at in range(count)]
     return place, labels, ground_splits.draw(place, keys, labels, DrawSettings(**changes), number)  # type: ignore[arg-type]
@@ -55,9 +55,9 @@ def test_the_nearest_is_that_of_all_pairs() -> None:
 
 
 def test_large_samples_are_found_behind_many_small_ones() -> None:
-    small = Ground(latitude=50 + np.arange(1, 40) * 1e-4, longitude=np.full(39, 9.0), size_m=np.ones((39, 2)))
-    large = Ground(latitude=np.array([50.06]), longitude=np.array([9.0]), size_m=np.full((1, 2), 13_400.0))
-    to = Ground(
+    small = SampleGround(latitude=50 + np.arange(1, 40) * 1e-4, longitude=np.full(39, 9.0), size_m=np.ones((39, 2)))
+    large = SampleGround(latitude=np.array([50.06]), longitude=np.array([9.0]), size_m=np.full((1, 2), 13_400.0))
+    to = SampleGround(
         latitude=np.append(small.latitude, large.latitude),
         longitude=np.append(small.longitude, large.longitude),
         size_m=np.concatenate([small.size_m, large.size_m]),
@@ -74,7 +74,7 @@ def test_distances_are_those_of_the_ellipsoid(latitude: float) -> None:
     for azimuth, metres in ((0, 700), (90, 700), (90, 20_000), (180, 5_000)):
         longitude, north, _ = geod.fwd(12.0, latitude, azimuth, metres)
         one, other = (
-            Ground(latitude=np.array([at]), longitude=np.array([on]), size_m=np.full((1, 2), 100.0))
+            SampleGround(latitude=np.array([at]), longitude=np.array([on]), size_m=np.full((1, 2), 100.0))
             for at, on in ((latitude, 12.0), (north, longitude))
         )
         assert ground_distance.between(one, other)[0] == pytest.approx(metres - 100, abs=0.2 + 2e-5 * metres)
@@ -106,7 +106,7 @@ def test_blocks_are_as_wide_as_high_from_the_equator_to_the_north(south: float) 
     for block in np.unique(members, axis=0):
         chosen = place[(members == block).all(axis=1)]
         ends = [np.percentile([chosen.longitude, chosen.latitude], share, axis=1)[:, None] for share in (0, 100)]
-        low, high = (Ground(longitude=x, latitude=y, size_m=np.zeros((1, 2))) for x, y in ends)
+        low, high = (SampleGround(longitude=x, latitude=y, size_m=np.zeros((1, 2))) for x, y in ends)
         sides.append(ground_distance.offsets(low, high)[0])
     # Full blocks reach 50 km both ways, and the ones at the edge of the area less.
     assert np.percentile(sides, 75, axis=0) == pytest.approx(49_000, rel=0.05), sides
@@ -164,7 +164,7 @@ def test_settings_that_leave_a_part_empty_are_refused() -> None:
 
 def test_a_table_is_read_as_it_was_written_and_equal_tables_are_equal_files(tmp_path: Path) -> None:
     keys = ("it_10", "it_9", "it_2", "other")
-    header = split_table.Header(format=1, dataset="eurosat", settings=DrawSettings(budgets=("1", "100%")))
+    header = split_table.SplitTableHeader(format=1, dataset="eurosat", settings=DrawSettings(budgets=("1", "100%")))
     table = split_table.SplitTable(header=header, keys=keys, columns={"ground-0": ("1", "100%", "val", "")})
     split_table.write(tmp_path / "a.tsv.gz", table)
     back = split_table.read(tmp_path / "a.tsv.gz")
@@ -326,7 +326,7 @@ def test_the_shipped_table_is_made_again_and_keeps_its_gap(real: Path, tmp_path:
     table = split_table.read(SHIPPED)
     rows = {row["name"].rpartition("/")[2]: row for row in package_data.read_table(folder / "coordinates.tsv")}
     degrees = np.array([[float(rows[key][name]) for name in ("latitude", "longitude")] for key in table.keys])
-    place = Ground(latitude=degrees[:, 0], longitude=degrees[:, 1], size_m=np.full((len(degrees), 2), 640.0))
+    place = SampleGround(latitude=degrees[:, 0], longitude=degrees[:, 1], size_m=np.full((len(degrees), 2), 640.0))
     for cells in table.columns.values():
         held, train = np.isin(cells, ("val", "test")), np.isin(cells, DrawSettings.budgets)
         assert ground_distance.nearest(place[held], place[train])[0].min() > 1_999
@@ -335,10 +335,10 @@ def test_the_shipped_table_is_made_again_and_keeps_its_gap(real: Path, tmp_path:
 # --- neighbours and overlaps ---------------------------------------------------------------
 
 
-def squares(east_m: list[float], north_m: list[float], side: float = 640.0) -> Ground:
+def squares(east_m: list[float], north_m: list[float], side: float = 640.0) -> SampleGround:
     """Return squares at offsets in metres from 46 N, 11 E."""
     per_degree = np.array([77_473.0, 111_163.0])
-    return Ground(
+    return SampleGround(
         longitude=11 + np.array(east_m) / per_degree[0],
         latitude=46 + np.array(north_m) / per_degree[1],
         size_m=np.full((len(east_m), 2), side),
@@ -355,7 +355,7 @@ def test_overlaps_are_the_share_of_the_smaller_footprint() -> None:
     pairs, share = ground_distance.overlapping(ground)
     found = {tuple(pair): round(each, 2) for pair, each in zip(np.sort(pairs).tolist(), share.tolist(), strict=True)}
     assert found == {(0, 1): 0.5, (1, 2): 0.5}
-    inner = Ground(latitude=np.array([46.0, 46.0]), longitude=np.array([11.0, 11.001]), size_m=np.array([[1200.0] * 2, [100.0] * 2]))  # fmt: skip # noqa: E501
+    inner = SampleGround(latitude=np.array([46.0, 46.0]), longitude=np.array([11.0, 11.001]), size_m=np.array([[1200.0] * 2, [100.0] * 2]))  # fmt: skip # noqa: E501
     assert ground_distance.overlapping(inner)[1].tolist() == pytest.approx([1.0])
 
 

@@ -27,7 +27,7 @@ from rasterio.warp import transform_bounds
 from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, crc32c, geotiff, zarr_addresses, zarr_chunks, zarr_metadata, zarr_store
 from sgdata.remote import objects, retry
-from sgdata.remote.objects import Folder
+from sgdata.remote.objects import ObjectFolder
 from sgdata.remote.ranges import Retries
 from sgdata.scenes.eopf_items import array_paths
 from sgdata.scenes.types import MASK_NODATA, Asset
@@ -98,7 +98,7 @@ def opened(path: Path) -> zarr_chunks.ChunkReader:
         array = zarr_metadata.parse_v2(json.loads((path / ".zarray").read_bytes()), {}, "x")
     else:
         array = zarr_metadata.parse_v3(json.loads((path / "zarr.json").read_bytes()), "x")
-    return zarr_chunks.ChunkReader(array=array, folder=Folder(href=str(path)))
+    return zarr_chunks.ChunkReader(array=array, folder=ObjectFolder(href=str(path)))
 
 
 def read(path: Path, window: Window, fill: int) -> Array:
@@ -535,8 +535,8 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
 ) -> None:
     store = zarr_stores.product(scene, tmp_path / "a")
     path = array_paths()["B04"]
-    once = partial(Folder, retries=Retries(count=0))
-    monkeypatch.setattr(zarr_store, "Folder", once)
+    once = partial(ObjectFolder, retries=Retries(count=0))
+    monkeypatch.setattr(zarr_store, "ObjectFolder", once)
     monkeypatch.setattr(window_staging, "RETRY", retry.RetryPolicy(tries=1))
     status, lost = 0, False
 
@@ -679,7 +679,7 @@ def test_windows_in_a_bucket(scene: Path, bounds: Bounds, tmp_path: Path, monkey
 
 def test_no_chunk_is_loaded_after_one_failed() -> None:
     array = zarr_metadata.ZarrArray(shape=(1, 2), chunks=(1, 1), dtype="<u2", fill=0, codecs=())
-    reader = zarr_chunks.ChunkReader(array=array, folder=Folder(href="http://127.0.0.1/a.zarr/b"))
+    reader = zarr_chunks.ChunkReader(array=array, folder=ObjectFolder(href="http://127.0.0.1/a.zarr/b"))
     loaded = []
 
     def load(place: tuple[int, int]) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from sgdata.audits import duplicates, place_checks
 from sgdata.audits.evidence import NEARER, AuditEvidence, FootprintGroup, SampleFacts
-from sgdata.audits.findings import SHOWN, AuditReport, Check, State
+from sgdata.audits.findings import SHOWN, AuditReport, CheckResult, State
 from sgdata.shards import band_check
 from sgdata.splits import shared_ground
 from sgdata.splits.shared_ground import Footprint
@@ -79,7 +79,7 @@ def run_checks(evidence: AuditEvidence) -> AuditReport:
     )
 
 
-def check_readable(evidence: AuditEvidence) -> Check:
+def check_readable(evidence: AuditEvidence) -> CheckResult:
     """Report files that cannot be used."""
     message = "; ".join(f"{name}: {reason}" for name, reason in evidence.unread[:3]) or "every sample can be read"
     names = [name for name, _ in evidence.unread]
@@ -89,7 +89,7 @@ def check_readable(evidence: AuditEvidence) -> Check:
 # --- leaks between splits ------------------------------------------------------------------
 
 
-def check_ground(evidence: AuditEvidence) -> tuple[Check, ...]:
+def check_ground(evidence: AuditEvidence) -> tuple[CheckResult, ...]:
     """Check for shared pixels, the same place on another date, distances between splits, and overlaps in all."""
     names = (SHARED, SAME_PLACE, DISTANCE, SIDE_BY_SIDE)
     placed = {split: _places(facts) for split, facts in evidence.splits.items()}
@@ -137,7 +137,7 @@ def _shares(beside: dict[str, float]) -> str:
     return ", ".join(f"{share:.1%} from {pair}" for pair, share in beside.items())
 
 
-def _check_overlap(placed: dict[str, list[FootprintGroup]]) -> Check:
+def _check_overlap(placed: dict[str, list[FootprintGroup]]) -> CheckResult:
     """Check for samples of the whole dataset whose footprints overlap; within a split that is a remark."""
     groups = [(split, group) for split, several in placed.items() for group in several]
     first = {group.footprint: at for at, (_, group) in reversed(list(enumerate(groups)))}
@@ -179,7 +179,7 @@ def _places(facts: Iterable[SampleFacts]) -> list[FootprintGroup]:
     ]
 
 
-def check_copies(evidence: AuditEvidence) -> tuple[Check, ...]:
+def check_copies(evidence: AuditEvidence) -> tuple[CheckResult, ...]:
     """Check for samples with equal pixels, with rotated or mirrored pixels, and with nearly equal ones."""
     exact, turned = defaultdict(list), defaultdict(list)
     for facts in evidence.facts:
@@ -199,7 +199,7 @@ def check_copies(evidence: AuditEvidence) -> tuple[Check, ...]:
     )
 
 
-def check_cropped(evidence: AuditEvidence) -> Check:
+def check_cropped(evidence: AuditEvidence) -> CheckResult:
     """Check for samples of two splits that share pixels at other positions or rotated."""
     facts, shared = evidence.facts, Counter[tuple[int, int]]()
     owners = np.repeat(np.arange(len(facts)), [len(each.window_hashes) // 8 for each in facts])
@@ -217,7 +217,7 @@ def check_cropped(evidence: AuditEvidence) -> Check:
     )
 
 
-def _copied(name: str, groups: Sequence[Sequence[SampleFacts]]) -> Check:
+def _copied(name: str, groups: Sequence[Sequence[SampleFacts]]) -> CheckResult:
     across = [group for group in groups if len({facts.split for facts in group}) > 1]
     # Those across splits first.
     keys = dict.fromkeys(facts.key for group in (*across, *groups) for facts in group)
@@ -228,7 +228,7 @@ def _copied(name: str, groups: Sequence[Sequence[SampleFacts]]) -> Check:
 # --- labels --------------------------------------------------------------------------------
 
 
-def check_coverage(evidence: AuditEvidence) -> Check:
+def check_coverage(evidence: AuditEvidence) -> CheckResult:
     """Check for classes that a split lacks although its number of samples should contain some."""
     name, space = "class coverage", evidence.contract.label_space
     splits = evidence.splits
@@ -252,7 +252,7 @@ def check_coverage(evidence: AuditEvidence) -> Check:
     return _check(name, bool(missing), message, figures)
 
 
-def check_unmapped(evidence: AuditEvidence) -> Check:
+def check_unmapped(evidence: AuditEvidence) -> CheckResult:
     """Check the share of pixels with the label to ignore."""
     name, ignore = "unmapped share", evidence.contract.label_space.ignore
     if ignore is None or TASKS[evidence.contract.label_space.task].answer != "pixel":
@@ -267,7 +267,7 @@ def check_unmapped(evidence: AuditEvidence) -> Check:
     return _check(name, worst > UNMAPPED_SHARE, message, shares | {"samples": len(empty)}, empty)
 
 
-def check_label_date(evidence: AuditEvidence) -> Check:
+def check_label_date(evidence: AuditEvidence) -> CheckResult:
     """Check the time between labels and images."""
     name, days = "label date", evidence.days
     if days is None:
@@ -281,7 +281,7 @@ def check_label_date(evidence: AuditEvidence) -> Check:
 # --- pixels --------------------------------------------------------------------------------
 
 
-def check_dead(evidence: AuditEvidence) -> Check:
+def check_dead(evidence: AuditEvidence) -> CheckResult:
     """Check for constant bands and for bands that repeat another."""
     totals, names = evidence.totals, [band.name for band in evidence.contract.bands]
     flat = Counter(name for facts in evidence.facts for name in facts.dead)
@@ -297,7 +297,7 @@ def check_dead(evidence: AuditEvidence) -> Check:
     return _check("dead bands", bool(messages), "; ".join(messages) or "every band varies", figures, where)
 
 
-def check_order(evidence: AuditEvidence) -> Check:
+def check_order(evidence: AuditEvidence) -> CheckResult:
     """Check for swapped bands.
 
     By their means, by the resolution of their pixels if 20 m bands were upsampled by repetition, by the colour of
@@ -336,7 +336,7 @@ def _misplaced_bands(evidence: AuditEvidence, *, bluer: bool) -> Iterator[str]:
             yield f"{other} goes with {third} closer than {band} in {1 - share:.0%} of the samples"
 
 
-def check_level(evidence: AuditEvidence) -> Check:
+def check_level(evidence: AuditEvidence) -> CheckResult:
     """Check the product level (top of atmosphere or surface) by the water vapour absorption in B09."""
     declared = evidence.contract.level
     if declared == DISPLAY:
@@ -345,7 +345,7 @@ def check_level(evidence: AuditEvidence) -> Check:
     return _pooled("product level", "level", evidence, verdict, {"declared": declared})
 
 
-def check_offset(evidence: AuditEvidence) -> Check:
+def check_offset(evidence: AuditEvidence) -> CheckResult:
     """Check whether the +1000 of newer processing baselines was left in or subtracted twice."""
     if evidence.contract.level == DISPLAY:
         return _check("offset", "not applicable", STRETCHED)
@@ -360,7 +360,7 @@ def check_offset(evidence: AuditEvidence) -> Check:
     return _check("offset", state, message, figures, raised if state is True else ())
 
 
-def check_saturation(evidence: AuditEvidence) -> Check:
+def check_saturation(evidence: AuditEvidence) -> CheckResult:
     """Check for saturated values."""
     shares = evidence.totals.saturated / np.maximum(evidence.totals.count, 1)
     names = [band.name for band in evidence.contract.bands]
@@ -379,7 +379,7 @@ def _means(evidence: AuditEvidence) -> dict[str, float]:
 
 def _pooled(
     name: str, what: str, evidence: AuditEvidence, verdict: str, figures: dict[str, Any], messages: Sequence[str] = ()
-) -> Check:
+) -> CheckResult:
     """Combine the messages with the verdict on the means, if there are enough samples for means."""
     few = len(evidence.facts) < band_check.LEAST_SAMPLES
     problems = [*messages, *([] if few or verdict in ("as named", "undecided") else [verdict])]
@@ -392,14 +392,14 @@ def _pooled(
     return _check(name, state, f"{what}: {'; '.join(problems) or why}", figures)
 
 
-def _found(name: str, keys: Sequence[str], message: str, figures: dict[str, Any]) -> Check:
+def _found(name: str, keys: Sequence[str], message: str, figures: dict[str, Any]) -> CheckResult:
     """Create a check that counts samples; one or more is a finding."""
     return _check(name, bool(keys), f"{len(keys)} {message}", {"samples": len(keys), **figures}, keys)
 
 
 def _check(
     name: str, state: State | bool, message: str, figures: dict[str, Any] | None = None, where: Sequence[str] = ()
-) -> Check:
+) -> CheckResult:
     """Create a check; `state` may also be whether there is a finding."""
     words: State = state if isinstance(state, str) else "finding" if state else "pass"
-    return Check(name=name, state=words, message=message, figures=figures or {}, where=tuple(where[:SHOWN]))
+    return CheckResult(name=name, state=words, message=message, figures=figures or {}, where=tuple(where[:SHOWN]))

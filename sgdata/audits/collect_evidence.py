@@ -15,7 +15,7 @@ import numpy as np
 
 from sgdata import files, output_names, pool, progress
 from sgdata.audits import duplicates, findings
-from sgdata.audits.evidence import NEARER, AuditEvidence, Days, SampleFacts, Totals
+from sgdata.audits.evidence import NEARER, AuditEvidence, BandTotals, Days, SampleFacts
 from sgdata.datasets import archives, cards
 from sgdata.datasets.readers import open_samples, reader
 from sgdata.datasets.types import SampleRef, ShardRecipe
@@ -38,7 +38,7 @@ SLIGHT = 0.001
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class AuditSubject:
     """Data to audit.
 
     Attributes:
@@ -68,7 +68,7 @@ def detect_subject(
     split: str | None = None,
     inputs: select_samples.SampleInputs | None = None,
     lock_of: Path | None = None,
-) -> Subject:
+) -> AuditSubject:
     """Detect what `path` is, without reading pixels.
 
     Args:
@@ -98,7 +98,7 @@ def detect_subject(
         files.require_file(lock_of / lock.NAME, "the lock of the build that the shards were packed from")
     if is_shards:
         contract = contracts.read(path)
-        return Subject(
+        return AuditSubject(
             kind="shards",
             folder=path,
             recipe=None,
@@ -120,7 +120,7 @@ def detect_subject(
         except (SourceError, SettingError) as error:
             tried.append(f"{recipe.dataset} {recipe.edition}: {error!s:.120}")
             continue
-        return Subject(
+        return AuditSubject(
             kind=kind, folder=source, recipe=recipe, contract=contract, samples=listing.refs, unread=listing.rejected,
             days=_days(path if kind == "build" else None),
         )  # fmt: skip
@@ -149,7 +149,7 @@ def _days(build: Path | None) -> Days | None:
     return Days(first=days[0], last=days[-1], labels=planned.osm_date[:10])
 
 
-def collect_evidence(subject: Subject, *, workers: int = 1) -> AuditEvidence:
+def collect_evidence(subject: AuditSubject, *, workers: int = 1) -> AuditEvidence:
     """Read every sample once and collect the facts that the checks need.
 
     Args:
@@ -193,7 +193,7 @@ def _chunks(samples: Any) -> Iterator[Sequence[SampleRef | Row]]:
         yield samples[at : at + CHUNK] if isinstance(samples, tuple) else samples.slice(at, CHUNK).to_pylist()
 
 
-def _examine(subject: Subject) -> tuple[list[SampleFacts], Totals, list[tuple[str, str]]]:
+def _examine(subject: AuditSubject) -> tuple[list[SampleFacts], BandTotals, list[tuple[str, str]]]:
     facts, unread = [], []
     totals = _totals(np.zeros((len(subject.contract.bands), 1, 0), np.uint16), subject.contract)
     with _reading(subject) as read:
@@ -212,7 +212,7 @@ def _examine(subject: Subject) -> tuple[list[SampleFacts], Totals, list[tuple[st
 
 
 @contextmanager
-def _reading(subject: Subject) -> Iterator[Callable[[Any], Sample]]:
+def _reading(subject: AuditSubject) -> Iterator[Callable[[Any], Sample]]:
     if subject.recipe is None:
         yield lambda row: tar_format.read_sample(subject.folder, row)
     else:
@@ -286,7 +286,7 @@ def _footprint(meta: dict[str, Any], shape: Sequence[int], pixel_m: float) -> Fo
     return Footprint(crs=meta["crs"], box=(west, south, east, north), size_m=size)
 
 
-def _totals(image: Array, contract: Contract) -> Totals:
+def _totals(image: Array, contract: Contract) -> BandTotals:
     """Compute the sums of one (C, H, W) image; those of an empty image are neutral."""
     valid = statistics.valid_mask(image, contract.nodata)
     both = valid[:, :, 1:] & valid[:, :, :-1]
@@ -304,7 +304,7 @@ def _totals(image: Array, contract: Contract) -> Totals:
         # Symmetric in green and red, so that a swap does not change which pixels count.
         vegetated = (near > 2 * (green + red)) & valid[names.index("B08")]
         leaves[:] = vegetated.sum(), (vegetated & (green > red)).sum()
-    return Totals(
+    return BandTotals(
         leaves=leaves,
         count=counted(valid),
         total=np.where(valid, values, 0).sum(axis=(1, 2)),

@@ -17,13 +17,13 @@ from sgdata.errors import SettingError, SourceError
 from sgdata.packing import split_lists
 from sgdata.splits import ground_distance, ground_splits, split_table
 from sgdata.splits.block_split import LEFT_OUT, SPLITS
-from sgdata.splits.ground_distance import Ground
+from sgdata.splits.ground_distance import SampleGround
 from sgdata.splits.ground_splits import DrawSettings
-from sgdata.splits.split_table import Header, PublishedList, SplitTable
+from sgdata.splits.split_table import PublishedList, SplitTable, SplitTableHeader
 from sgdata.types import Array
 
 if TYPE_CHECKING:
-    from sgdata.audits.collect_evidence import Subject
+    from sgdata.audits.collect_evidence import AuditSubject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +38,10 @@ class LocatedSamples:
 
     keys: tuple[str, ...]
     labels: Array
-    ground: Ground
+    ground: SampleGround
 
 
-def locate(subject: Subject) -> LocatedSamples:
+def locate(subject: AuditSubject) -> LocatedSamples:
     """Return the samples of shards or of a dataset as distributed, with their ground.
 
     Pixels are read only of a dataset whose files alone have the coordinates.
@@ -79,7 +79,7 @@ def locate(subject: Subject) -> LocatedSamples:
     )
 
 
-def _described(subject: Subject) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]]]:
+def _described(subject: AuditSubject) -> Iterator[tuple[str, dict[str, Any], tuple[int, ...]]]:
     """Yield key, facts and (rows, columns) of every sample."""
     if subject.recipe is None:
         for row in subject.samples.to_pylist():
@@ -109,7 +109,7 @@ def _rarest(labels: Sequence[tuple[int, ...]]) -> Array:
     return np.array([0 if label is None else number[label] for label in chosen], np.int64)
 
 
-def published_lists(subject: Subject, folder: Path | None) -> tuple[PublishedList, ...]:
+def published_lists(subject: AuditSubject, folder: Path | None) -> tuple[PublishedList, ...]:
     """Return name, count and SHA-256 of the published lists in a folder, of every complete split set."""
     contract = subject.contract
     editions = [each for each in cards.card(contract.dataset).editions if each.name == contract.version]
@@ -123,7 +123,7 @@ def published_lists(subject: Subject, folder: Path | None) -> tuple[PublishedLis
 
 
 def draw(
-    subject: Subject, settings: DrawSettings, published: tuple[PublishedList, ...] = ()
+    subject: AuditSubject, settings: DrawSettings, published: tuple[PublishedList, ...] = ()
 ) -> tuple[SplitTable, list[str]]:
     """Draw the splits of a table.
 
@@ -152,5 +152,7 @@ def draw(
             f"{name}: {parts}, left out {counts[LEFT_OUT]:,}; {drawn.blocks} blocks; "
             f"nearest train sample {least.min(initial=np.inf):,.0f} m"
         )
-    header = Header(format=split_table.FORMAT, dataset=subject.contract.dataset, settings=settings, published=published)
+    header = SplitTableHeader(
+        format=split_table.FORMAT, dataset=subject.contract.dataset, settings=settings, published=published
+    )
     return SplitTable(header=header, keys=located.keys, columns=columns), lines

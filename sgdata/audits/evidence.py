@@ -55,7 +55,7 @@ class SampleFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Totals:
+class BandTotals:
     """Sums over all samples, (B,) int64 each.
 
     Attributes:
@@ -80,9 +80,9 @@ class Totals:
     low: Array
     high: Array
 
-    def __add__(self, other: Totals) -> Totals:
+    def __add__(self, other: BandTotals) -> BandTotals:
         sums = {name: value + getattr(other, name) for name, value in vars(self).items()}
-        return Totals(**sums | {"low": np.minimum(self.low, other.low), "high": np.maximum(self.high, other.high)})
+        return BandTotals(**sums | {"low": np.minimum(self.low, other.low), "high": np.maximum(self.high, other.high)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class AuditEvidence:
     kind: Kind
     contract: Contract
     facts: tuple[SampleFacts, ...]
-    totals: Totals
+    totals: BandTotals
     unread: tuple[tuple[str, str], ...] = ()
     days: Days | None = None
 

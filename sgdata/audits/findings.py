@@ -17,7 +17,7 @@ Kind = Literal["shards", "build", "raw"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class CheckResult:
     """Result of one check.
 
     Attributes:
@@ -50,7 +50,7 @@ class AuditReport:
     subject: str
     kind: Kind
     samples: int
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
     findings: int
 
 

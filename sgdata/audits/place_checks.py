@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 import numpy as np
 
 from sgdata.audits.evidence import AuditEvidence, SampleFacts
-from sgdata.audits.findings import SHOWN, Check, State
+from sgdata.audits.findings import SHOWN, CheckResult, State
 
 NAME = "places"
 LEAST_SHARE = 0.01
@@ -16,7 +16,7 @@ BRIGHTER = 0.08
 """Difference of mean reflectance from the other places that an offset of 0.1 causes, and seasons and ground do not."""
 
 
-def check_places(evidence: AuditEvidence) -> tuple[Check, ...]:
+def check_places(evidence: AuditEvidence) -> tuple[CheckResult, ...]:
     """Compare places with each other; nothing for samples of fewer than two places.
 
     It is a finding if a place that is held out has a class that no training sample has, or if a place is as much
@@ -52,7 +52,7 @@ def check_places(evidence: AuditEvidence) -> tuple[Check, ...]:
     keys = tuple(facts.key for place in sorted(names) for facts in places[place])[:SHOWN]
     state: State = "finding" if texts else "pass"
     message = "; ".join(texts) or _describe(shares)
-    return (Check(name=NAME, state=state, message=message, figures=figures, where=keys),)
+    return (CheckResult(name=NAME, state=state, message=message, figures=figures, where=keys),)
 
 
 def _shares(evidence: AuditEvidence, facts: list[SampleFacts]) -> dict[int, float]:

@@ -23,7 +23,7 @@ REDUCED = 120e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class BuildCost:
     """Estimated cost of a build.
 
     Attributes:
@@ -47,20 +47,20 @@ def window_bytes(planned: Lock) -> int:
     return round(total)
 
 
-def estimate_cost(planned: Lock, address: str, *, workers: int) -> Cost:
+def estimate_cost(planned: Lock, address: str, *, workers: int) -> BuildCost:
     """Estimate the cost of a build of this lock that reads the catalogue `address`."""
     raw = window_bytes(planned) * len(planned.items)
     read = round(raw * COMPRESSED)
     work = _blocks(planned) * BLOCK_S + raw / REDUCED
     seconds = read / (WEB if urls.is_http(address) else DISK) + work / workers
-    return Cost(
+    return BuildCost(
         read_bytes=read, scratch_bytes=scratch_bytes(planned, len(planned.items)), minutes=round(seconds / 60) + 1
     )
 
 
-def add_up(costs: Sequence[Cost]) -> Cost:
+def add_up(costs: Sequence[BuildCost]) -> BuildCost:
     """Return the cost of several builds, one after the other."""
-    return Cost(
+    return BuildCost(
         read_bytes=sum(cost.read_bytes for cost in costs),
         scratch_bytes=sum(cost.scratch_bytes for cost in costs),
         minutes=sum(cost.minutes for cost in costs),

@@ -56,7 +56,7 @@ def write_composite(
     """Write `image.tif` and `provenance.tif` from tiles of (C + 5, h, w), without data where not `inside` (H, W)."""
     written_tiles = list(tiles)
     image = image_style(bands)
-    provenance = cog.Style(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
+    provenance = cog.RasterStyle(descriptions=PROVENANCE_BANDS, nodata=NO_VALUE)
     image_bands, provenance_bands = slice(0, len(bands)), slice(len(bands), None)
     # Two passes over the tiles on disk, so that the image is never in memory.
     cog.write(folder / IMAGE, grid, _windows(written_tiles, image_bands, inside, OUTSIDE_IMAGE), style=image)
@@ -68,14 +68,14 @@ def write_composite(
     )
 
 
-def image_style(bands: tuple[str, ...]) -> cog.Style:
+def image_style(bands: tuple[str, ...]) -> cog.RasterStyle:
     """Return how `image.tif` stores these bands: with scale, unit and wavelengths, and red, green and blue by name."""
     true_colour = None
     if set(RED_GREEN_BLUE) <= set(bands):
         red, green, blue = (bands.index(name) for name in RED_GREEN_BLUE)
         true_colour = (red, green, blue)
     spectra = tuple((BAND[name].wavelength_nm, BANDWIDTHS_NM[name]) for name in bands)
-    return cog.Style(
+    return cog.RasterStyle(
         descriptions=bands, nodata=MSI.nodata, scale=MSI.scale, unit="reflectance", red_green_blue=true_colour,
         spectra=spectra,
     )  # fmt: skip
@@ -188,7 +188,7 @@ def write_labels(
         class_styles[space.ignore] = ("unmapped", "#ffffff")
     source_styles = {value: (name, SOURCE_COLOURS[value]) for value, name in sources.items()}
     for name, classes, values in ((LABELS, class_styles, painted[0]), (LABEL_SOURCE, source_styles, painted[1])):
-        style = cog.Style(
+        style = cog.RasterStyle(
             descriptions=(name.removesuffix(".tif"),), dtype="uint8", overviews="mode", classes=classes,
             nodata=space.ignore if name == LABELS else None,
         )  # fmt: skip

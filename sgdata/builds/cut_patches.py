@@ -59,7 +59,7 @@ def windows(grid: Grid, outline: str | None, settings: PatchSettings) -> list[Wi
     if outline is None:
         return windows
     # A patch partly outside would teach a model what no data looks like, as one at the edge of the grid would.
-    inside = vectors.rasterise_outline(outline, grid)
+    inside = vectors.rasterize_outline(outline, grid)
     return [window for window in windows if inside[window.slices].all()]
 
 

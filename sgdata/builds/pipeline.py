@@ -225,7 +225,7 @@ def write_labels(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> di
     grid = build_lock.grid
     labels = make_labels.label(grid, source, recipe.labels)
     if build_lock.outline:
-        outside = ~vectors.rasterise_outline(build_lock.outline, grid)
+        outside = ~vectors.rasterize_outline(build_lock.outline, grid)
         labels.painted[0][outside], labels.painted[1][outside] = rasterize.UNMAPPED, 0
     space = make_labels.read_classes(recipe.labels).space
     sources = rasterize.RASTER_SOURCES if paths.raster else rasterize.SOURCES
@@ -258,7 +258,7 @@ def render(
     windows = list(grids.cut_tiles(build_lock.grid.shape, *tiles.tile_shape(task, paths.tile_px)))
     composited = paths.run(partial(tiles.composite_tile, task), windows)
     tile_files = progress.track(composited, label="composite", total=len(windows))
-    inside = vectors.rasterise_outline(build_lock.outline, build_lock.grid) if build_lock.outline else None
+    inside = vectors.rasterize_outline(build_lock.outline, build_lock.grid) if build_lock.outline else None
     written_tiles = zip(windows, tile_files, strict=True)
     build_folder.write_composite(folder, build_lock.grid, recipe.bands, written_tiles, inside=inside)
     shares = [(scene.id, scene.clear_share(build_lock.grid)) for scene in task.scenes]

@@ -91,7 +91,7 @@ class PlacePlan:
     code: int
     message: str = ""
     build_lock: Lock | None = None
-    cost: build_cost.Cost | None = None
+    cost: build_cost.BuildCost | None = None
     area: plan_summary.AreaSummary | None = None
     holes: str = ""
 

@@ -22,7 +22,7 @@ SHOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Month:
+class MonthSummary:
     """One row of the plan.
 
     Attributes:
@@ -87,7 +87,7 @@ def summarise_area(planned: Lock) -> AreaSummary:
     )
 
 
-def count_months(planned: Lock) -> tuple[Month, ...]:
+def count_months(planned: Lock) -> tuple[MonthSummary, ...]:
     """Return passes, scenes and raw bytes of each calendar month of the lock, including months without any."""
     first, last = search.parse_dates(planned.dates)
     names = [
@@ -101,7 +101,7 @@ def count_months(planned: Lock) -> tuple[Month, ...]:
     usual = statistics.median([counted[m] / possible[m] for m in names if counted[m] and possible[m]] or [1.0])
     size = build_cost.window_bytes(planned)
     return tuple(
-        Month(
+        MonthSummary(
             month=m, passes=counted[m], expected=round(possible[m] * usual, 1), scenes=count[m], bytes=count[m] * size
         )
         for m in names
@@ -127,7 +127,7 @@ def mixes_twins(planned: Lock) -> bool:
     return has_twins and len({item.scene.baseline for item in planned.items}) > 1
 
 
-def describe_sparse_months(rows: Iterable[Month]) -> str:
+def describe_sparse_months(rows: Iterable[MonthSummary]) -> str:
     """Return a message that lists the months with holes; empty if there are none."""
     thin = [f"{m.month} ({m.passes} of {m.expected:g})" for m in rows if m.hole]
     more = f" and {len(thin) - SHOWN} more" if len(thin) > SHOWN else ""

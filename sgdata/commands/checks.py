@@ -27,7 +27,7 @@ from sgdata.public_commands import Outcome, command
 if TYPE_CHECKING:
     from sgdata.audits.findings import AuditReport
     from sgdata.splits.block_split import SplitReport
-    from sgdata.status import Status
+    from sgdata.status import OutputStatus
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ def verify(
 @command(app, epilog="Example: sgdata status out/build")
 def status(
     path: Annotated[Path, typer.Argument(help="An output folder, finished or not, or a folder of several.")],
-) -> Outcome[list[Status]]:
+) -> Outcome[list[OutputStatus]]:
     """Say whether an output is finished, and of a running command its stage, progress and time left.
 
     A running command notes them in the folder, where any machine that sees it can read them.

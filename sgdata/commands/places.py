@@ -13,7 +13,7 @@ from sgdata.errors import ExitCode, SettingError, SourceError, one_line
 from sgdata.public_commands import Outcome
 
 if TYPE_CHECKING:
-    from sgdata.builds.build_cost import Cost
+    from sgdata.builds.build_cost import BuildCost
     from sgdata.builds.build_recipe import BuildPaths
     from sgdata.builds.place_list import PlaceEntry
     from sgdata.builds.places import PlaceJob, PlaceOutcome, PlacePlan
@@ -156,7 +156,7 @@ def _messages(rows: Sequence[PlaceOutcome] | Sequence[PlacePlan]) -> tuple[str, 
     return tuple(f"{one_line(one.place)}: {one_line(one.message)}" for one in rows if one.message)
 
 
-def _cells(cost: Cost) -> tuple[str, str, str]:
+def _cells(cost: BuildCost) -> tuple[str, str, str]:
     return f"{cost.read_bytes / 1e6:,.0f}", f"{cost.scratch_bytes / 1e6:,.0f}", f"{cost.minutes}"
 
 

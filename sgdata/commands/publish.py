@@ -18,7 +18,7 @@ from sgdata.public_commands import Outcome, command
 
 if TYPE_CHECKING:
     from sgdata.releases.difference import OutputDifference
-    from sgdata.releases.export_segmunich import Export
+    from sgdata.releases.export_segmunich import ExportResult
 
 app = typer.Typer()
 
@@ -125,7 +125,7 @@ def export(
     unmapped: Annotated[
         Unmapped, typer.Option("--unmapped", help="Pixels without a class: zero, or leave-out of their patches.")
     ] = "zero",
-) -> Outcome[Export]:
+) -> Outcome[ExportResult]:
     """Write a build in the layout, band order and label codes of a published dataset."""
     from sgdata.releases import export_segmunich
 

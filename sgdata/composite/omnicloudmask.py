@@ -85,7 +85,7 @@ def write(
     """
     if missing := set(BANDS) - set(planned.items[0].scene.assets):
         raise SettingError(f"clouds: the lock has no {', '.join(sorted(missing))}; plan with {', '.join(BANDS)}")
-    style = cog.Style(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
+    style = cog.RasterStyle(descriptions=("omnicloudmask",), dtype="uint8", overviews="mode", classes=CLASSES)
     whole = Window(row=0, col=0, height=planned.grid.shape[0], width=planned.grid.shape[1])
     scratch = out / ".scratch"
     access = access_of(address, allow_private_hosts=allow_private_hosts)

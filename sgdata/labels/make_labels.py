@@ -47,7 +47,7 @@ class OsmSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Labels:
+class PaintedLabels:
     """Painted labels.
 
     Attributes:
@@ -70,7 +70,7 @@ def read_classes(settings: rasterize.LabelSettings) -> class_tables.ClassTable:
     return class_tables.read(settings.classes, tiers=settings.tiers, groups=settings.street_groups)
 
 
-def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> Labels:
+def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> PaintedLabels:
     """Paint labels from OpenStreetMap.
 
     Args:
@@ -117,7 +117,7 @@ def label(grid: Grid, source: OsmSource, settings: rasterize.LabelSettings) -> L
     if unmapped > MANY_UNMAPPED:
         address = source.address if isinstance(source.address, str) else "the table"
         log.warning("labels: %.0f %% of the ground is unmapped in %s", 100 * unmapped, address)
-    return Labels(painted=painted, answers=answers, losses=losses, features=count, agreement=agreement)
+    return PaintedLabels(painted=painted, answers=answers, losses=losses, features=count, agreement=agreement)
 
 
 def _ground(grid: Grid, margin: int) -> object:

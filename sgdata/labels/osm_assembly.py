@@ -27,7 +27,7 @@ MANY_NODES = 200
 
 
 @dataclass(kw_only=True)
-class Scan:
+class OsmScan:
     """Features found so far in an area.
 
     Attributes:
@@ -89,7 +89,7 @@ class Scan:
 # --- one pass with pyosmium ----------------------------------------------------------------
 
 
-def collect(path: Path, scan: Scan, origin: str) -> str | None:
+def collect(path: Path, scan: OsmScan, origin: str) -> str | None:
     """Add the features of one OSM file and return the date in its header, or None."""
     import osmium
     import shapely
@@ -119,7 +119,7 @@ def collect(path: Path, scan: Scan, origin: str) -> str | None:
 class _LongWays:
     """A filter for pyosmium that keeps ways of too many nodes from the assembler, which takes their number squared."""
 
-    def __init__(self, scan: Scan) -> None:
+    def __init__(self, scan: OsmScan) -> None:
         self._scan = scan
 
     def way(self, way: Any) -> bool:
@@ -130,7 +130,7 @@ class _LongWays:
         return True
 
 
-def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: Scan) -> Iterator[Any]:
+def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: OsmScan) -> Iterator[Any]:
     """Yield ways, relations and areas as `osmium.FileProcessor.with_areas` does, without ways of too many nodes.
 
     Its own filters come after the assembler.
@@ -153,7 +153,7 @@ def _with_areas(path: Path, selected: Any, filters: Sequence[Any], scan: Scan) -
         yield from areas
 
 
-def _take_way(way: Any, scan: Scan) -> None:
+def _take_way(way: Any, scan: OsmScan) -> None:
     object_id, tags = ("way", way.id), dict(way.tags)
     closed = way.is_closed() and len(way.nodes) >= 4
     pieces = list(_located_runs(way))
@@ -167,7 +167,7 @@ def _take_line(
     object_id: tuple[str, int],
     tags: dict[str, str],
     pieces: list[list[LonLat]],
-    scan: Scan,
+    scan: OsmScan,
     *,
     closed: bool,
     complete: bool,
@@ -200,7 +200,7 @@ def _take_line(
     return ring
 
 
-def take_table(frame: Any, scan: Scan, origin: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
+def take_table(frame: Any, scan: OsmScan, origin: str) -> Iterator[tuple[tuple[str, int], dict[str, str], Any]]:
     """Add the objects of a table of osmnx, and yield them."""
     import shapely
 
@@ -237,7 +237,7 @@ def _located_runs(way: Any) -> Iterator[list[LonLat]]:
         yield points
 
 
-def _take_relation(relation: Any, scan: Scan) -> None:
+def _take_relation(relation: Any, scan: OsmScan) -> None:
     object_id, tags = ("relation", relation.id), dict(relation.tags)
     members = [(m.ref, m.role) for m in relation.members if m.type == "w"]
     if tags.get("type") == "multipolygon" and tags.keys() <= set(UNTAGGED):
@@ -253,7 +253,7 @@ def _take_relation(relation: Any, scan: Scan) -> None:
         scan.lose(object_id, f"lost: a relation of type {tags.get('type', '')!r} is no area")
 
 
-def _take_area(area: Any, scan: Scan) -> None:
+def _take_area(area: Any, scan: OsmScan) -> None:
     """Add an assembled area if it has a rule; one without a ring is left to `_mend`."""
     import osmium
     import shapely
@@ -273,7 +273,7 @@ def _take_area(area: Any, scan: Scan) -> None:
 # --- areas that pyosmium rejects ------------------------------------------------------------
 
 
-def _mend(path: Path, scan: Scan) -> None:
+def _mend(path: Path, scan: OsmScan) -> None:
     """Build the polygons that pyosmium rejects from the rings that close, and record those that stay lost."""
     way_ids = {ref for members in (*scan.members.values(), *scan.untagged.values()) for ref, _ in members}
     ways, way_tags = _way_lines(path, way_ids)
@@ -293,7 +293,7 @@ def _mend(path: Path, scan: Scan) -> None:
     scan.members.clear()
 
 
-def _take_untagged(scan: Scan, ways: Mapping[int, Any], tags: Mapping[int, dict[str, str]]) -> None:
+def _take_untagged(scan: OsmScan, ways: Mapping[int, Any], tags: Mapping[int, dict[str, str]]) -> None:
     """Add multipolygons without tags by the tags that all their outer ways share, and drop the areas of those ways."""
     for number, members in sorted(scan.untagged.items()):
         outer = [tags[ref] for ref, role in members if role != "inner" and ref in tags]

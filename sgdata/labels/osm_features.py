@@ -19,7 +19,7 @@ TABLE_FILES = (".gpkg", ".parquet", ".geoparquet")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class OsmFeatures:
     """Features of an area, not clipped.
 
     Attributes:
@@ -48,7 +48,7 @@ def read(
     offline: bool = False,
     sea: Path | None = None,
     core: Any = None,
-) -> Features:
+) -> OsmFeatures:
     """Read the features that intersect an area and have a rule.
 
     Args:
@@ -70,12 +70,12 @@ def read(
             may declare entities that expand without limit).
     """
     if not isinstance(source, str | Path):
-        return _read_table(source, osm_assembly.Scan(area=area, rules=rules, core=core), sea)
+        return _read_table(source, osm_assembly.OsmScan(area=area, rules=rules, core=core), sea)
     if str(source) == "overpass" or str(source).startswith(("https://", "http://")):
         # Without a date, labels would depend on the day of the build.
         if not date or store is None:
             raise SettingError(f"OpenStreetMap from {source}: no date; give one such as 2020-04-01 (--osm-date)")
-        service = overpass.Service() if str(source) == "overpass" else overpass.Service(url=str(source))
+        service = overpass.OverpassServer() if str(source) == "overpass" else overpass.OverpassServer(url=str(source))
         answers = overpass.fetch(area, rules, date=date, store=store, service=service, offline=offline)
         return read_files(answers, area, rules, sea, core)
     local_paths.require_local(str(source), "--osm", writes=False)
@@ -90,9 +90,9 @@ def read(
 
 def read_files(
     paths: Sequence[Path], area: Any, rules: tag_rules.RuleTable, sea: Path | None = None, core: Any = None
-) -> Features:
+) -> OsmFeatures:
     """Read the features of several files, as `read` does; an object that is in several counts once."""
-    hashes, dates, scan = {}, [], osm_assembly.Scan(area=area, rules=rules, core=core)
+    hashes, dates, scan = {}, [], osm_assembly.OsmScan(area=area, rules=rules, core=core)
     for path in paths:
         # Answers are hashed unpacked, since gzip bytes differ between zlib versions.
         is_json = path.name.endswith(JSON_FILES)
@@ -101,14 +101,16 @@ def read_files(
     return _features(scan, hashes, sea, as_of=min((date for date in dates if date), default=None))
 
 
-def _read_table(frame: Any, scan: osm_assembly.Scan, sea: Path | None) -> Features:
+def _read_table(frame: Any, scan: osm_assembly.OsmScan, sea: Path | None) -> OsmFeatures:
     content = [
         (name, tags, shape.wkb_hex) for name, tags, shape in osm_assembly.take_table(frame, scan, "GeoDataFrame")
     ]
     return _features(scan, {"GeoDataFrame": files.sha256(files.canonical_json(content))}, sea, as_of=None)
 
 
-def _features(scan: osm_assembly.Scan, hashes: dict[str, str], sea: Path | None, *, as_of: str | None) -> Features:
+def _features(
+    scan: osm_assembly.OsmScan, hashes: dict[str, str], sea: Path | None, *, as_of: str | None
+) -> OsmFeatures:
     """Return what was found, with the sea."""
     if sea is not None:
         hashes[sea.name] = files.sha256_file(sea)
@@ -117,7 +119,7 @@ def _features(scan: osm_assembly.Scan, hashes: dict[str, str], sea: Path | None,
     counts = Counter(f"{kind}s" for kind in table["kind"])
     counts.update(text.partition(":")[0] for text in scan.losses.values())
     counts["outside"] = scan.outside
-    return Features(
+    return OsmFeatures(
         table=table,
         sha256=hashes,
         as_of=as_of,
@@ -126,7 +128,7 @@ def _features(scan: osm_assembly.Scan, hashes: dict[str, str], sea: Path | None,
     )
 
 
-def _add_sea(scan: osm_assembly.Scan, path: Path | None) -> None:
+def _add_sea(scan: osm_assembly.OsmScan, path: Path | None) -> None:
     """Add the part of the area that is sea, by a file of polygons or by the coastlines."""
     import shapely
 
@@ -155,7 +157,7 @@ def check_suffix(path: Path) -> None:
         raise SourceError(f"{path}: unknown kind of OSM file; expected one of {', '.join(kinds)}; convert or rename it")
 
 
-def _scan_file(path: Path, scan: osm_assembly.Scan) -> str | None:
+def _scan_file(path: Path, scan: osm_assembly.OsmScan) -> str | None:
     """Add the features of one file to `scan` and return the date in the file, or None."""
     from sgdata.rasters import vectors
 
@@ -177,7 +179,7 @@ def _scan_file(path: Path, scan: osm_assembly.Scan) -> str | None:
         return osm_assembly.collect(native, scan, str(path)) or (stamp if isinstance(stamp, str) else None)
 
 
-def _table(scan: osm_assembly.Scan) -> Any:
+def _table(scan: osm_assembly.OsmScan) -> Any:
     """Return the rows as a sorted GeoDataFrame."""
     import geopandas
 

@@ -64,7 +64,7 @@ def user_agent() -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Service:
+class OverpassServer:
     """Overpass server and its limits.
 
     Attributes:
@@ -88,7 +88,7 @@ def fetch(
     *,
     date: str,
     store: Path,
-    service: Service,
+    service: OverpassServer,
     offline: bool = False,
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.time,
@@ -113,7 +113,7 @@ def fetch(
         ServiceError: The server refuses, cannot be reached, or gives no complete answer after all tries.
         SourceError: `offline`, and an answer is not stored.
     """
-    if service.url == Service.url and not offline and not os.environ.get("SGDATA_CONTACT"):
+    if service.url == OverpassServer.url and not offline and not os.environ.get("SGDATA_CONTACT"):
         log.warning("%s: set SGDATA_CONTACT to your address; its operators ask for one", service.url)
 
     def covering(query: str, halvings: int) -> Iterator[Path]:
@@ -155,7 +155,7 @@ def halve(query: str) -> list[str]:
     return [BBOX.sub(f"[bbox:{','.join(f'{value:.6f}' for value in box)}]", query, count=1) for box in boxes]
 
 
-def build_queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: Service) -> list[str]:
+def build_queries(area: Any, rules: tag_rules.RuleTable, *, date: str, service: OverpassServer) -> list[str]:
     """Return one query per group of keys and tile that meets the area. Raises SettingError if the date is invalid."""
     import shapely
 
@@ -192,7 +192,7 @@ def cut_tiles(bounds: Sequence[float]) -> list[tuple[float, float, float, float]
     return [(x[i], y[j], x[i + 1], y[j + 1]) for j in range(rows) for i in range(cols)]
 
 
-def _download(query: str, service: Service, sleep: Callable[[float], None], clock: Callable[[], float]) -> bytes:
+def _download(query: str, service: OverpassServer, sleep: Callable[[float], None], clock: Callable[[], float]) -> bytes:
     """Return the raw, complete answer to one query. Raises ServiceError, and TooLargeError as `_request` does."""
     limited = 0
 
@@ -217,7 +217,7 @@ def _download(query: str, service: Service, sleep: Callable[[float], None], cloc
         ) from None
 
 
-def _request(query: str, service: Service, clock: Callable[[], float]) -> bytes:
+def _request(query: str, service: OverpassServer, clock: Callable[[], float]) -> bytes:
     """Send a query once.
 
     Raises:

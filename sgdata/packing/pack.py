@@ -239,7 +239,7 @@ def _trial_seconds(refs: Sequence[SampleRef], recipe: ShardRecipe, contract: Con
 
 
 def _remarks(
-    totals: ShardTotals, edition: Edition, split_set: str, contract: Contract, verdict: band_check.Verdict
+    totals: ShardTotals, edition: Edition, split_set: str, contract: Contract, verdict: band_check.BandVerdict
 ) -> list[str]:
     """Return sentences about missing labels, sample counts that differ from the card, and the bands."""
     remarks = []

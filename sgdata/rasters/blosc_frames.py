@@ -23,7 +23,7 @@ _STORED, _UNSPLIT = 0x02, 0x10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Frame:
+class BloscFrame:
     """Header of a frame.
 
     Attributes:
@@ -54,7 +54,7 @@ class Frame:
         return HEADER_BYTES + (0 if self.is_raw else 4 * self.count)
 
 
-def parse_header(content: bytes, size: int, origin: str) -> Frame:
+def parse_header(content: bytes, size: int, origin: str) -> BloscFrame:
     """Parse the header of a frame.
 
     Args:
@@ -74,13 +74,13 @@ def parse_header(content: bytes, size: int, origin: str) -> Frame:
         raise SourceError(f"{origin}: chunk decodes to {decoded:,} bytes, its array says {size:,}; leave it out")
     if not 0 < block <= decoded or not content[3] or stored < HEADER_BYTES:
         raise SourceError(f"{origin}: Blosc header with blocks of {block:,} of {decoded:,} bytes; leave it out")
-    frame = Frame(prefix=content[:4], size=decoded, block=block, stored=stored)
+    frame = BloscFrame(prefix=content[:4], size=decoded, block=block, stored=stored)
     if stored < frame.data_start or (frame.is_raw and stored != HEADER_BYTES + decoded):
         raise SourceError(f"{origin}: Blosc frame of {stored:,} bytes is too short for its blocks; leave it out")
     return frame
 
 
-def find_blocks(frame: Frame, table: bytes, origin: str) -> tuple[tuple[int, int], ...]:
+def find_blocks(frame: BloscFrame, table: bytes, origin: str) -> tuple[tuple[int, int], ...]:
     """Return the first and one past the last byte of each block in a compressed frame.
 
     Args:
@@ -100,7 +100,7 @@ def find_blocks(frame: Frame, table: bytes, origin: str) -> tuple[tuple[int, int
     return tuple(zip(starts.tolist(), ends.tolist(), strict=True))
 
 
-def assemble(frame: Frame, blocks: Sequence[bytes | memoryview], first: int) -> bytes:
+def assemble(frame: BloscFrame, blocks: Sequence[bytes | memoryview], first: int) -> bytes:
     """Return a frame of consecutive blocks of a compressed one.
 
     Args:

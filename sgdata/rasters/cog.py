@@ -16,7 +16,7 @@ _RED_GREEN_BLUE = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Style:
+class RasterStyle:
     """Storage and appearance of an output raster.
 
     Attributes:
@@ -45,7 +45,7 @@ class Style:
     spectra: tuple[tuple[float, float], ...] = ()
 
 
-def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: Style) -> None:
+def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, style: RasterStyle) -> None:
     """Write (window, (C, h, w) pixels) pairs that cover `grid` as a Cloud Optimized GeoTIFF.
 
     DEFLATE level 6, horizontal predictor (none for classes), blocks of 512; equal pixels and style give equal
@@ -79,7 +79,7 @@ def write(path: Path, grid: Grid, windows: Iterable[tuple[Window, Array]], *, st
     _write_beside(path, style)
 
 
-def _write_beside(path: Path, style: Style) -> None:
+def _write_beside(path: Path, style: RasterStyle) -> None:
     """Write what TIFF cannot store into files beside a raster, and remove those of a raster that was here before.
 
     Its statistics, which GIS programs keep there, are wrong now.
@@ -98,7 +98,7 @@ def style_path(path: Path) -> Path:
     return path.with_name(path.name.removesuffix(".tif") + output_names.STYLE)
 
 
-def _profile(grid: Grid, style: Style) -> dict[str, Any]:
+def _profile(grid: Grid, style: RasterStyle) -> dict[str, Any]:
     from rasterio.transform import Affine
 
     return {
@@ -114,7 +114,7 @@ def _halves(shape: tuple[int, int]) -> list[int]:
     return [2**n for n in range(1, 24) if max(shape) > 512 * 2 ** (n - 1)]
 
 
-def _describe(dataset: Any, style: Style) -> None:
+def _describe(dataset: Any, style: RasterStyle) -> None:
     count = len(style.descriptions)
     for number, text in enumerate(style.descriptions, 1):
         dataset.set_band_description(number, text)
@@ -140,7 +140,7 @@ def _colour(name: str) -> Any:
     return ColorInterp[name]
 
 
-def _cog_options(style: Style) -> dict[str, str]:
+def _cog_options(style: RasterStyle) -> dict[str, str]:
     predictor = "NO" if style.classes or style.dtype == "uint8" else "STANDARD"
     return {
         "COMPRESS": "DEFLATE", "LEVEL": "6", "PREDICTOR": predictor, "BLOCKSIZE": "512", "BIGTIFF": "IF_SAFER",

@@ -56,7 +56,7 @@ REFUSED = re.compile(r"\b40[13]\b|forbidden|access ?denied|invalidaccesskey|sign
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class RasterHeader:
     """Header of a raster file.
 
     Attributes:
@@ -159,7 +159,7 @@ def _has_mask(dataset: DatasetReader, band: int) -> bool:
     return not {flag.name for flag in dataset.mask_flag_enums[band - 1]} & {"all_valid", "nodata"}
 
 
-def read_header(dataset: DatasetReader, band: int = 1) -> Header:
+def read_header(dataset: DatasetReader, band: int = 1) -> RasterHeader:
     """Return the header, with the data type of `band`.
 
     Raises SourceError unless pixels are square and north-up and the CRS has an EPSG code.
@@ -174,7 +174,7 @@ def read_header(dataset: DatasetReader, band: int = 1) -> Header:
         )
     origin = (float(dataset.transform.c), float(dataset.transform.f))
     grid = Grid(crs=f"EPSG:{code}", origin=origin, gsd_m=float(a), shape=dataset.shape)
-    return Header(grid=grid, dtype=dataset.dtypes[band - 1], nodata=dataset.nodata, bands=dataset.count)
+    return RasterHeader(grid=grid, dtype=dataset.dtypes[band - 1], nodata=dataset.nodata, bands=dataset.count)
 
 
 def read_valid_mask(dataset: DatasetReader, values: Array, window: Any) -> Array:

@@ -37,7 +37,7 @@ def read_geometries(path: Path, *, bounds: Bounds | None = None) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feature:
+class VectorFeature:
     """A feature of a vector file.
 
     Attributes:
@@ -49,18 +49,18 @@ class Feature:
     geometry: Any
 
 
-def read_features(path: Path) -> list[Feature]:
+def read_features(path: Path) -> list[VectorFeature]:
     """Read names and geometries of a local file. Raises what `read_geometries` raises."""
     frame = _frame(path, None)
     columns = [column for name in NAMES for column in frame.columns if str(column).lower() == name]
     features = []
     for number, (_, row) in enumerate(frame.iterrows(), 1):
         names = [str(row[column]) for column in columns if isinstance(row[column], str | int) and str(row[column])]
-        features.append(Feature(name=names[0] if names else str(number), geometry=row.geometry))
+        features.append(VectorFeature(name=names[0] if names else str(number), geometry=row.geometry))
     return features
 
 
-def rasterise_outline(outline: str, grid: Grid) -> Array:
+def rasterize_outline(outline: str, grid: Grid) -> Array:
     """Return (H, W) bool: the pixels whose centres are inside an outline (WKT in the CRS of the grid)."""
     import rasterio.features
     import shapely

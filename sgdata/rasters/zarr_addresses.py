@@ -15,7 +15,7 @@ _PART = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Location:
+class ArrayAddress:
     """An array in a store.
 
     Attributes:
@@ -32,7 +32,7 @@ class Location:
         return self.path.rpartition("/")[0]
 
 
-def locate(href: str) -> Location:
+def locate(href: str) -> ArrayAddress:
     """Return the store and the path of an array. Raises SourceError if the address is none."""
     match = _STORE.fullmatch(href)
     path = (match[2] or "").strip("/") if match else ""
@@ -40,7 +40,7 @@ def locate(href: str) -> Location:
         raise SourceError(
             f"{urls.without_secrets(href)}: names no array; expected PRODUCT.zarr/GROUP/ARRAY; leave it out"
         )
-    return Location(store=match[1] + (match[3] or ""), path=path)
+    return ArrayAddress(store=match[1] + (match[3] or ""), path=path)
 
 
 def store_of(href: str) -> str:

@@ -17,7 +17,7 @@ from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, crc32c
 from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote import ranges
-from sgdata.remote.objects import HEAD_BYTES, Folder, StoredObject
+from sgdata.remote.objects import HEAD_BYTES, ObjectFolder, StoredObject
 from sgdata.types import Array, Window
 
 STRIP_BYTES = 1 << 21
@@ -44,7 +44,7 @@ class ChunkLocation:
 class _Blocks:
     """The blocks of a chunk that is one Blosc frame; no spans where it is stored uncompressed."""
 
-    frame: blosc_frames.Frame
+    frame: blosc_frames.BloscFrame
     spans: tuple[tuple[int, int], ...]
 
 
@@ -66,7 +66,7 @@ class ChunkReader:
     """
 
     array: ZarrArray
-    folder: Folder
+    folder: ObjectFolder
     _objects: dict[str, StoredObject | None] = field(default_factory=dict, init=False)
     _indices: dict[str, Array] = field(default_factory=dict, init=False)
     _blocks: dict[ChunkLocation, _Blocks] = field(default_factory=dict, init=False)
@@ -304,7 +304,7 @@ class ChunkReader:
 
     def _load_blocks(
         self, where: ChunkLocation, start: int, stop: int, ahead: int
-    ) -> tuple[StoredObject, int, blosc_frames.Frame] | None:
+    ) -> tuple[StoredObject, int, blosc_frames.BloscFrame] | None:
         """Read the blocks of a Blosc frame that hold some bytes of a chunk, and those up to `ahead`.
 
         Returns:

@@ -25,7 +25,7 @@ _TYPES_3 = {"uint8": "|u1", "int8": "|i1", "bool": "|u1"} | {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shards:
+class ZarrShards:
     """The chunks inside each chunk of a sharded array.
 
     Attributes:
@@ -65,7 +65,7 @@ class ZarrArray:
     prefix: str = ""
     separator: str = "."
     attributes: dict[str, Any] = field(default_factory=dict)
-    shards: Shards | None = None
+    shards: ZarrShards | None = None
 
     @property
     def inner(self) -> tuple[int, ...]:
@@ -152,7 +152,7 @@ def parse_v3(about: Any, origin: str) -> ZarrArray:
     return _checked(array, origin)
 
 
-def _chain(codecs: Any, origin: str, *, inside: bool = False) -> tuple[tuple[str, ...], bool, Shards | None]:
+def _chain(codecs: Any, origin: str, *, inside: bool = False) -> tuple[tuple[str, ...], bool, ZarrShards | None]:
     """Return the codecs of bytes, whether values are big-endian, and the shards if chunks are such."""
     chain = [_named(one, "codecs", origin) for one in _list(codecs, "codecs", origin)]
     if not chain:
@@ -177,7 +177,7 @@ def _chain(codecs: Any, origin: str, *, inside: bool = False) -> tuple[tuple[str
     if location not in ("start", "end"):
         raise SourceError(f"{origin}: index_location {location!r:.40}, expected 'start' or 'end'; leave it out")
     chunks = _sizes(settings.get("chunk_shape"), "chunk_shape", origin)
-    shards = Shards(chunks=chunks, codecs=inner, index_codecs=index, index_first=location == "start")
+    shards = ZarrShards(chunks=chunks, codecs=inner, index_codecs=index, index_first=location == "start")
     return inner, big, shards
 
 

@@ -21,7 +21,7 @@ from sgdata.rasters.zarr_addresses import METADATA, METADATA_3, locate
 from sgdata.rasters.zarr_chunks import ChunkReader
 from sgdata.rasters.zarr_metadata import ZarrArray
 from sgdata.remote.allowed_addresses import Access
-from sgdata.remote.objects import Folder
+from sgdata.remote.objects import ObjectFolder
 from sgdata.types import Grid
 
 
@@ -50,17 +50,17 @@ def find_array(href: str, access: Access | None = None, headers: Path | None = N
     where = locate(href)
     # A folder for each store: what is kept of it is given up together.
     kept = headers and "://" in href and headers / files.sha256(urls.without_secrets(where.store).encode())[:32]
-    folder = Folder(href=href, access=access, headers=kept or None)
+    folder = ObjectFolder(href=href, access=access, headers=kept or None)
     array = _find(where.path, _root(folder))
     return None if array is None else ChunkReader(array=array, folder=folder)
 
 
-def _root(folder: Folder) -> Folder:
+def _root(folder: ObjectFolder) -> ObjectFolder:
     """Return the folder of the store that has the array in a folder."""
     return replace(folder, href=locate(folder.href).store, documents=True)
 
 
-def _find(path: str, root: Folder) -> ZarrArray | None:
+def _find(path: str, root: ObjectFolder) -> ZarrArray | None:
     """Return the metadata of an array; None if the store has no such array. Raises SourceError."""
     shown = _shown(root, path)
     with _turn(root.href):  # a request for each store, not for each array
@@ -98,7 +98,7 @@ def _turn(store: str) -> threading.Lock:
 
 
 @lru_cache(maxsize=32)
-def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
+def _consolidated(root: ObjectFolder, state: tuple[int, ...]) -> tuple[int, Mapping[str, Any]] | None:
     """Return format and metadata of all arrays of a store; None if it has them beside each array only."""
     document = None if root.is_kept(METADATA_3) else _document(root, METADATA)
     if document is not None:
@@ -112,7 +112,7 @@ def _consolidated(root: Folder, state: tuple[int, ...]) -> tuple[int, Mapping[st
     return (3, nodes) if isinstance(nodes, dict) else None
 
 
-def _document(root: Folder, key: str) -> Any:
+def _document(root: ObjectFolder, key: str) -> Any:
     """Return a parsed document of a store; None if it does not exist. Raises SourceError.
 
     No request for pixels would show that a kept one is out of date.
@@ -122,7 +122,7 @@ def _document(root: Folder, key: str) -> Any:
     return None if content is None else documents.parse_json(content, _shown(root, key))
 
 
-def _shown(root: Folder, key: str) -> str:
+def _shown(root: ObjectFolder, key: str) -> str:
     return urls.without_secrets(root.at(key))
 
 
@@ -185,7 +185,7 @@ def _transform(value: Any, shown: str) -> tuple[float, float, float] | None:
     return a, c, f
 
 
-def _read_axes(href: str, root: Folder, shape: tuple[int, int]) -> tuple[float, float, float] | None:
+def _read_axes(href: str, root: ObjectFolder, shape: tuple[int, int]) -> tuple[float, float, float] | None:
     """Return spacing, first x and first y of the coordinates beside an array; None if there are none."""
     where = locate(href)
     values = []
@@ -202,7 +202,7 @@ def _read_axes(href: str, root: Folder, shape: tuple[int, int]) -> tuple[float, 
 
 
 @lru_cache(maxsize=64)
-def _read_axis(root: Folder, path: str, size: int, state: tuple[int, ...]) -> tuple[float, float] | None:
+def _read_axis(root: ObjectFolder, path: str, size: int, state: tuple[int, ...]) -> tuple[float, float] | None:
     """Return first value and step of `size` evenly spaced coordinates; None if there are none. Raises SourceError."""
     array = _find(path, root)
     if array is None:

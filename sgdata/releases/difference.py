@@ -26,7 +26,7 @@ _COUNTED = frozenset({"splits", "statistics", "fingerprint"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class ComparedOutput:
     """One of two outputs.
 
     Attributes:
@@ -47,7 +47,7 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class OutputChange:
     """Things that changed in one way.
 
     Attributes:
@@ -77,9 +77,9 @@ class OutputDifference:
         settings: Fields of contract and lock that differ, before and after as text.
     """
 
-    before: Side
-    after: Side
-    changes: tuple[Change, ...] = ()
+    before: ComparedOutput
+    after: ComparedOutput
+    changes: tuple[OutputChange, ...] = ()
     splits: dict[str, tuple[int, int]] = field(default_factory=dict)
     classes: dict[str, tuple[int, int]] = field(default_factory=dict)
     class_unit: str = "samples"
@@ -99,7 +99,7 @@ class OutputDifference:
         return lines + [f"{name}: {old} before, {new} now" for name, (old, new) in self.settings.items()]
 
 
-def _examples_text(change: Change) -> str:
+def _examples_text(change: OutputChange) -> str:
     shown = ", ".join(change.examples[:3])
     return f" ({shown}{', ...' if change.count > 3 else ''})" if shown else ""
 
@@ -127,7 +127,7 @@ def compare(before: Path, after: Path) -> OutputDifference:
     ours, theirs = (contracts.read(folder) for folder in (after, before))
     rows = [_rows(folder, kinds[0]) for folder in (before, after)]
     sides = [
-        Side(
+        ComparedOutput(
             kind=kinds[0], name=folder.resolve().name, dataset=contract.dataset, version=contract.version,
             fingerprint=contract.fingerprint, samples=len(samples),
         )
@@ -181,15 +181,17 @@ def _differing_counts(before: Mapping[str, int], after: Mapping[str, int]) -> di
     return {name: (old, new) for name, (old, new) in counts.items() if old != new}
 
 
-def _list_change(what: str, names: list[str], total: int = 0) -> tuple[Change, ...]:
+def _list_change(what: str, names: list[str], total: int = 0) -> tuple[OutputChange, ...]:
     """Return a change that lists some names; none if there are no names."""
-    return (Change(what=what, count=len(names), of=total, examples=tuple(sorted(names)[:SHOWN])),) if names else ()
+    return (
+        (OutputChange(what=what, count=len(names), of=total, examples=tuple(sorted(names)[:SHOWN])),) if names else ()
+    )
 
 
 # --- scenes and keys -----------------------------------------------------------------------
 
 
-def _compare_locks(before: Path, after: Path) -> tuple[tuple[Change, ...], dict[str, tuple[str, str]]]:
+def _compare_locks(before: Path, after: Path) -> tuple[tuple[OutputChange, ...], dict[str, tuple[str, str]]]:
     """Return changes of scenes, and fields of locks of one place that differ; nothing unless both have locks."""
     old_locks, new_locks = (_locks(folder) for folder in (before, after))
     if not old_locks or not new_locks:
@@ -222,7 +224,7 @@ def _locks(folder: Path) -> dict[str, lock.Lock]:
     return {name.removesuffix(lock.NAME): lock.read(folder / name) for name in names}
 
 
-def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
+def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[OutputChange, ...]:
     old, new = rows
     common = [key for key in new if key in old]
     return (
@@ -236,7 +238,7 @@ def _compare_keys(rows: list[dict[str, dict[str, Any]]]) -> tuple[Change, ...]:
     )
 
 
-def _compare_classes(theirs: Contract, ours: Contract) -> tuple[Change, ...]:
+def _compare_classes(theirs: Contract, ours: Contract) -> tuple[OutputChange, ...]:
     """Return classes that came, went, or have another value in the labels."""
     old, new = (
         dict(zip(contract.label_space.names, contract.label_space.ids, strict=True)) for contract in (theirs, ours)
@@ -254,7 +256,7 @@ def _compare_classes(theirs: Contract, ours: Contract) -> tuple[Change, ...]:
 
 def _compare_samples(
     before: tuple[Path, Contract], after: tuple[Path, Contract], rows: list[dict[str, dict[str, Any]]]
-) -> tuple[Change, ...]:
+) -> tuple[OutputChange, ...]:
     """Compare the samples that both have: arrays on their common grid, labels and the rest of their metadata."""
     old, new = rows
     common = [key for key in new if key in old]
@@ -292,7 +294,7 @@ def _equal(old: Mapping[str, Array], new: Mapping[str, Array], name: str) -> boo
     return name in old and name in new and np.array_equal(old[name], new[name], equal_nan=old[name].dtype.kind == "f")
 
 
-def _compare_rasters(before: Path, after: Path) -> tuple[Change, ...]:
+def _compare_rasters(before: Path, after: Path) -> tuple[OutputChange, ...]:
     """Count the pixels of image and labels of two builds that differ, where both cover the same grid."""
     changes = []
     for name in (output_names.IMAGE, output_names.LABELS):
@@ -300,13 +302,15 @@ def _compare_rasters(before: Path, after: Path) -> tuple[Change, ...]:
             continue
         with geotiff.open_raster(str(before / name)) as old, geotiff.open_raster(str(after / name)) as new:
             if (old.crs, old.transform, old.shape, old.count) != (new.crs, new.transform, new.shape, new.count):
-                changes.append(Change(what=f"{name} with another grid or other bands", count=1))
+                changes.append(OutputChange(what=f"{name} with another grid or other bands", count=1))
                 continue
             different = 0
             for window in grids.cut_tiles(old.shape, STRIP_ROWS, old.shape[1]):
                 different += int((old.read(window=window.slices) != new.read(window=window.slices)).any(axis=0).sum())
         if different:
-            changes.append(Change(what=f"pixels that differ in {name}", count=different, of=old.width * old.height))
+            changes.append(
+                OutputChange(what=f"pixels that differ in {name}", count=different, of=old.width * old.height)
+            )
     return tuple(changes)
 
 

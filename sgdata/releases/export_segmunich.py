@@ -28,7 +28,7 @@ Unmapped = Literal["zero", "leave-out"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Export:
+class ExportResult:
     """Result of an export.
 
     Attributes:
@@ -44,7 +44,7 @@ class Export:
     pixels: int
 
 
-def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapped = "zero") -> Export:
+def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapped = "zero") -> ExportResult:
     """Write the patches of a build in the layout, band order and codes of the released SegMunich.
 
     Args:
@@ -103,7 +103,7 @@ def export(build: Path, out: Path, *, own_splits: bool = False, unmapped: Unmapp
         shutil.rmtree(partial, ignore_errors=True)
     written = {split: len(names) for split, names in ids.items()}
     total = sum(written.values()) * SIDE**2
-    return Export(patches=written, left_out=counts["left out"], zeroed=counts["zeroed"], pixels=total)
+    return ExportResult(patches=written, left_out=counts["left out"], zeroed=counts["zeroed"], pixels=total)
 
 
 def _band_order(contract: Contract, build: Path) -> list[int]:

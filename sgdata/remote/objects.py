@@ -53,7 +53,7 @@ class StoredObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Folder:
+class ObjectFolder:
     """A folder or prefix of objects.
 
     Attributes:
@@ -136,7 +136,7 @@ class Folder:
             # Pixels in the first bytes would be taken without asking whether they have changed.
             if kept and (self.documents or file.size > len(head)):
                 kept_headers.write(kept, url, file, {0: head})
-        # Of files in buckets pixels are compared, as `identity.identify_address` says.
+        # Of files in buckets pixels are compared, as `file_identity.identify_address` says.
         known_by = file_identity.of_headers(file.etag, file.modified, file.size) if urls.is_http(url) else ""
         fetch = partial(self._fetch, file, shown)
         return StoredObject(shown=shown, size=file.size, identity=known_by, head=head, fetch=fetch)

@@ -17,7 +17,7 @@ LEAST_SAMPLES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class BandVerdict:
     """Result of the check.
 
     Attributes:
@@ -41,7 +41,7 @@ class Verdict:
         return f"spectral fingerprints of {self.samples} samples: bands {self.bands}; level {self.level}"
 
 
-def check_band_means(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> Verdict:
+def check_band_means(pooled: Mapping[str, BandStatistics], samples: int, contract: Contract) -> BandVerdict:
     """Judge a dataset.
 
     Args:
@@ -51,12 +51,12 @@ def check_band_means(pooled: Mapping[str, BandStatistics], samples: int, contrac
     """
     # Values for display have no level, and stretched bands no order.
     if samples < LEAST_SAMPLES or contract.level == DISPLAY:
-        return Verdict(samples=samples, bands="undecided", level="undecided")
+        return BandVerdict(samples=samples, bands="undecided", level="undecided")
     # In DN of the sensor, the unit of the bounds; shards of fMoW have half of it.
     means = {
         name: (band.mean + contract.offset) * contract.scale / MSI.scale for name, band in pooled.items() if band.count
     }
-    return Verdict(samples=samples, bands=bands(means), level=level(means, contract.level))
+    return BandVerdict(samples=samples, bands=bands(means), level=level(means, contract.level))
 
 
 def bands(means: Mapping[str, float]) -> str:

@@ -24,9 +24,9 @@ from sgdata.rasters import grids
 from sgdata.sentinel2 import L2A_BANDS, MSI
 from sgdata.simulation import cogs, eopf, items, osm_xml, scenarios, sky, spectra, surface, traps, truth
 from sgdata.simulation import ground as places
-from sgdata.simulation.scenarios import Scenario, Scene
+from sgdata.simulation.scenarios import Scenario, SimulatedScene
 from sgdata.simulation.spectra import Surface
-from sgdata.simulation.surface import Layer
+from sgdata.simulation.surface import PaintLayer
 from sgdata.types import Array, Window
 
 FORMAT = 1
@@ -141,7 +141,7 @@ def _write_archive(out: Path, work: Path, scenario: Scenario, workers: int) -> N
     _write_truth(reflectance_sinks, scenario, windows, progress.track(medians, label="truth", total=len(windows)))
 
 
-def _write_catalogue(out: Path, scenario: Scenario, scenes: list[Scene], counts: dict[str, Array]) -> None:
+def _write_catalogue(out: Path, scenario: Scenario, scenes: list[SimulatedScene], counts: dict[str, Array]) -> None:
     """Write items as the provider does, with their traps, and `truth/traps.json`, which lists each."""
     documents = {s.id: items.item(s, scenario.granule, footprint(scenario, s), counts[s.id]) for s in scenes}
     trap_names = traps.assign_traps(scenes, scenario.layout)
@@ -212,7 +212,7 @@ def _surface_path(work: Path, window: Window) -> Path:
     return work / f"{window.row}-{window.col}.npz"
 
 
-def _paint_tile(scenario: Scenario, work: Path, window_and_layers: tuple[Window, list[Layer]]) -> dict[str, Array]:
+def _paint_tile(scenario: Scenario, work: Path, window_and_layers: tuple[Window, list[PaintLayer]]) -> dict[str, Array]:
     """Keep both epochs' surfaces of a tile for the scenes to come; returns its part of the truth maps."""
     window, layers = window_and_layers
     around = truth.grow(scenario.granule, window)
@@ -273,12 +273,12 @@ def _median_tile(work: Path, days: Sequence[int], window: Window) -> dict[int, A
 # --- scenes --------------------------------------------------------------------------------
 
 
-def sky_seed(scenario: Scenario, scene: Scene) -> int:
+def sky_seed(scenario: Scenario, scene: SimulatedScene) -> int:
     """Return the seed of the weather of a scene."""
     return scenario.seed * 1_000_003 + scene.index * 1009
 
 
-def _write_scene(scenario: Scenario, out: Path, work: Path, scene: Scene) -> Array:
+def _write_scene(scenario: Scenario, out: Path, work: Path, scene: SimulatedScene) -> Array:
     """Write the 13 files of a scene and its true cloud mask; returns the pixels of each SCL value (12,)."""
     folder, masks = out / items.COLLECTION / scene.id, out / "truth" / "clouds" / f"{scene.id}.tif"
     # Over the whole granule at once: a threshold per tile would show their edges in the clouds.
@@ -304,7 +304,7 @@ def _write_scene(scenario: Scenario, out: Path, work: Path, scene: Scene) -> Arr
 
 
 def _render_tile(
-    scenario: Scenario, scene: Scene, window: Window, ground: Surface, level: float, rng: np.random.Generator
+    scenario: Scenario, scene: SimulatedScene, window: Window, ground: Surface, level: float, rng: np.random.Generator
 ) -> tuple[dict[str, Array], Array]:
     """Simulate a tile of a scene: DN per band at its gsd, `SCL`, and true cloud bits at 10 m, 255 off the swath."""
     rows, cols = (np.arange(axis.start, axis.stop) for axis in window.slices)
@@ -327,7 +327,7 @@ def _render_tile(
 
 
 def _scene_classes(
-    scenario: Scenario, scene: Scene, window: Window, bands: dict[str, Array], scene_sky: sky.Sky, label: Array
+    scenario: Scenario, scene: SimulatedScene, window: Window, bands: dict[str, Array], scene_sky: sky.Sky, label: Array
 ) -> Array:
     image = {name: np.maximum(bands[name].astype(np.float32), 1) for name in ("B8A", "B11")}
     image |= {name: np.maximum(spectra.coarsen(bands[name], 2), 1) for name in ("B02", "B03", "B04")}
@@ -348,7 +348,7 @@ def _swath_edge(scenario: Scenario) -> float:
     return 0.6 * width + SLANT * height / 2
 
 
-def covered(scenario: Scenario, scene: Scene, window: Window, gsd: int) -> Array:
+def covered(scenario: Scenario, scene: SimulatedScene, window: Window, gsd: int) -> Array:
     """Return where the swath of the scene covers the ground, on the grid of `gsd` inside a 10 m window."""
     k = gsd // 10
     rows = window.row + (np.arange(window.height // k) + 0.5) * k
@@ -358,7 +358,7 @@ def covered(scenario: Scenario, scene: Scene, window: Window, gsd: int) -> Array
     return np.asarray(cols[None, :] + SLANT * rows[:, None] < _swath_edge(scenario))
 
 
-def footprint(scenario: Scenario, scene: Scene) -> shapely.Polygon:
+def footprint(scenario: Scenario, scene: SimulatedScene) -> shapely.Polygon:
     """Return where the granule has data in a scene."""
     west, south, east, north = scenario.granule.bounds
     whole = shapely.box(west, south, east, north)

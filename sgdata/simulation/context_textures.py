@@ -35,7 +35,7 @@ SOFTNESS = 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class Covers:
+class CoverTable:
     """The table as arrays by cover, lengths in pixels; `a` and `b` are (covers, materials) calendars, repeated."""
 
     a: Array
@@ -55,7 +55,7 @@ def cover_ids() -> dict[str, int]:
 
 
 @cache
-def covers() -> Covers:
+def covers() -> CoverTable:
     """Read the table of arrangements."""
     rows = package_data.table("simulated_arrangements")
     numbers = {name: number for number, name in enumerate(spectra.calendars())}
@@ -66,7 +66,7 @@ def covers() -> Covers:
     def column(key: str) -> Field:
         return np.array([float(row[key]) for row in rows], np.float32)
 
-    return Covers(
+    return CoverTable(
         a=materials("a"), b=materials("b"), pattern=np.array([PATTERNS.index(row["pattern"]) for row in rows]),
         along=column("along_m") / 10, across=column("across_m") / 10, fill_along=column("fill_along"),
         fill_across=column("fill_across"), texture=column("texture"),

@@ -14,7 +14,7 @@ from shapely.geometry import LineString, Point, Polygon, box
 
 from sgdata.simulation import context_countryside, countryside, noise, shapes, town
 from sgdata.simulation.scenarios import Scenario
-from sgdata.simulation.sketch import Area, Landscape, Line, Rng, Settlement, Sketch
+from sgdata.simulation.sketch import GroundArea, GroundLine, Landscape, Rng, Settlement, Sketch
 from sgdata.types import Array
 
 
@@ -44,7 +44,7 @@ def build(scenario: Scenario) -> Landscape:
         countryside.draw_countryside(sketch, parcels, city, villages, water)
     countryside.draw_copses(sketch, extent, occupied)
     # Painted first, being the largest: what no parcel covers is a verge, so no pixel is without ground.
-    sketch.areas.append(Area(geometry=extent, kind="verge", variant=1, exported=False))
+    sketch.areas.append(GroundArea(geometry=extent, kind="verge", variant=1, exported=False))
     countryside.draw_changes(sketch)
     landscape = _warp(sketch.areas, _crossings(sketch, water, city), scenario.seed * 7919 + 500)
     return replace(landscape, ground=scenario.ground)
@@ -55,7 +55,7 @@ def build(scenario: Scenario) -> Landscape:
 WARPS_M = ((45, 800), (26, 190), (6, 50))
 
 
-def _warp(areas: list[Area], lines: list[Line], seed: int) -> Landscape:
+def _warp(areas: list[GroundArea], lines: list[GroundLine], seed: int) -> Landscape:
     """Move every vertex of the landscape by one smooth field, so that shapes that touched still touch."""
 
     def moved(points: Array) -> Array:
@@ -223,13 +223,13 @@ def _draw_railway(sketch: Sketch, extent: Polygon, city: Settlement, rng: Rng) -
         sketch.add("railway", shapes.polygons(part.intersection(near.buffer(0.7 * city.radius)).buffer(38)), rng)
 
 
-def _crossings(sketch: Sketch, water: list[Polygon], city: Settlement) -> list[Line]:
+def _crossings(sketch: Sketch, water: list[Polygon], city: Settlement) -> list[GroundLine]:
     """Cut the lines at water (bridges), and put a part of one ring road under ground (tunnel)."""
     # 12 m of land on either bank belong to a bridge.
     rivers = shapely.union_all(water).buffer(12)
     shapely.prepare(rivers)
     tunnel = Point(*shapes.point_toward(city.x, city.y, 4.0, 0.8 * city.radius)).buffer(max(150, city.radius * 0.15))
-    finished: list[Line] = []
+    finished: list[GroundLine] = []
     for line in sketch.lines:
         ring = line.kind == "primary" and line.geometry.is_ring
         for under, path in shapes.crossing(line.geometry, tunnel) if ring else [(False, line.geometry)]:

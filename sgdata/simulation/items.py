@@ -15,7 +15,7 @@ from pyproj import Transformer
 
 from sgdata import package_data
 from sgdata.sentinel2 import BAND, L2A_BANDS, SceneClass
-from sgdata.simulation.scenarios import TILE, Scene, processing_time
+from sgdata.simulation.scenarios import TILE, SimulatedScene, processing_time
 from sgdata.types import Array, Grid
 
 COLLECTION = "sentinel-2-l2a"
@@ -52,7 +52,7 @@ def bbox(geometry: dict[str, Any]) -> list[float]:
 
 
 def item(
-    scene: Scene, granule: Grid, footprint: shapely.Polygon, counts: Array, *, crs: str | None = None
+    scene: SimulatedScene, granule: Grid, footprint: shapely.Polygon, counts: Array, *, crs: str | None = None
 ) -> dict[str, Any]:
     """Create the item of a scene.
 
@@ -66,7 +66,7 @@ def item(
     return document | fields | {"assets": _assets(scene, granule)}
 
 
-def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
+def _properties(scene: SimulatedScene, counts: Array) -> dict[str, Any]:
     time = scene.time
     processed = processing_time(scene)
     # Readers take the orbit from the product name if no property has it.
@@ -94,7 +94,7 @@ def _properties(scene: Scene, counts: Array) -> dict[str, Any]:
     }
 
 
-def _assets(scene: Scene, granule: Grid) -> dict[str, Any]:
+def _assets(scene: SimulatedScene, granule: Grid) -> dict[str, Any]:
     assets: dict[str, Any] = {}
     for name in L2A_BANDS:
         band, stored = BAND[name], {"nodata": 0, "data_type": "uint16", "bits_per_sample": 15, "scale": 0.0001}
@@ -120,7 +120,7 @@ def _asset(name: str, gsd_m: int, granule: Grid) -> dict[str, Any]:
     }
 
 
-def collection(scenes: list[Scene], ids: list[str], granule: Grid) -> dict[str, Any]:
+def collection(scenes: list[SimulatedScene], ids: list[str], granule: Grid) -> dict[str, Any]:
     """Create the collection of the archive, with a link to each item of `ids`."""
     document = _template("collection")
     box = bbox(polygon(shapely.box(*granule.bounds), granule.crs))

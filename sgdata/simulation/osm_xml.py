@@ -18,7 +18,7 @@ import shapely
 from pyproj import Transformer
 
 from sgdata.simulation.scenarios import CRS
-from sgdata.simulation.sketch import Area, Landscape, Tags, kinds, roads
+from sgdata.simulation.sketch import GroundArea, Landscape, Tags, area_kinds, line_kinds
 from sgdata.types import Array
 
 # The last second of the first epoch: later labels would show changes that are not in its images.
@@ -28,7 +28,7 @@ FIRST_NODE, FIRST_WAY, FIRST_RELATION = 1_000_000_000, 100_000_000, 1_000_000
 
 
 @dataclass
-class Elements:
+class OsmElements:
     """Nodes, ways and relations in order of their ids."""
 
     nodes: dict[tuple[int, int], int] = field(default_factory=dict)
@@ -46,10 +46,10 @@ class Elements:
         return FIRST_WAY + len(self.ways) - 1
 
 
-def elements(place: Landscape) -> Elements:
+def elements(place: Landscape) -> OsmElements:
     """Return everything of the place that is in OpenStreetMap."""
     to_degrees = Transformer.from_crs(CRS, "EPSG:4326", always_xy=True)
-    out = Elements()
+    out = OsmElements()
 
     def degrees(points: Array) -> Array:
         return np.column_stack(to_degrees.transform(points[:, 0], points[:, 1]))
@@ -60,12 +60,12 @@ def elements(place: Landscape) -> Elements:
     for line in place.lines:
         if line.exported:
             points = shapely.get_coordinates(line.geometry)
-            out.way(degrees(points), roads()[line.kind].tags | line.tags)
+            out.way(degrees(points), line_kinds()[line.kind].tags | line.tags)
     return out
 
 
-def _area(out: Elements, area: Area, degrees: Any) -> None:
-    shape, choices = area.geometry, kinds()[area.kind].tags
+def _area(out: OsmElements, area: GroundArea, degrees: Any) -> None:
+    shape, choices = area.geometry, area_kinds()[area.kind].tags
     # A third of the shapes lie one to three metres off. By the variant, not by a draw: the jitter of one must not
     # depend on how many were exported before it.
     if area.variant % 3 == 0:
@@ -84,7 +84,7 @@ def _area(out: Elements, area: Area, degrees: Any) -> None:
     out.relations.append((members, {"type": "multipolygon"} | tags))
 
 
-def overpass(osm: Elements) -> bytes:
+def overpass(osm: OsmElements) -> bytes:
     """Return the response of an Overpass server to a query for everything, `out body`."""
     # Overpass may answer in any order; nodes first, as its `out body` and the XML both do.
     entries: list[dict[str, Any]] = [
@@ -104,12 +104,12 @@ def overpass(osm: Elements) -> bytes:
     return json.dumps(answer, separators=(",", ":")).encode() + b"\n"
 
 
-def xml(osm: Elements) -> bytes:
+def xml(osm: OsmElements) -> bytes:
     """Return the elements as OSM XML 0.6."""
     return "".join(_xml_lines(osm)).encode()
 
 
-def _xml_lines(osm: Elements) -> Iterator[str]:
+def _xml_lines(osm: OsmElements) -> Iterator[str]:
     stamp = f'version="1" timestamp="{TIMESTAMP}" visible="true"'
     yield '<?xml version="1.0" encoding="UTF-8"?>\n<osm version="0.6" generator="sgdata simulate">\n'
     x, y = np.array(list(osm.nodes)).T / 1e7

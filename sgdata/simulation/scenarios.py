@@ -39,7 +39,7 @@ class Weather:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SimulatedScene:
     """One pass over the granule as it will lie in the catalogue."""
 
     index: int
@@ -139,7 +139,7 @@ def _choose_spread(candidates: list[Pass], count: int, rng: np.random.Generator)
     return [candidates[pick] for pick in picks]
 
 
-def scenes(scenario: Scenario) -> list[Scene]:
+def scenes(scenario: Scenario) -> list[SimulatedScene]:
     """Return the scenes of both epochs by time: `scenario.dates` before April 2020, a quarter of that in 2022."""
     rng = np.random.Generator(np.random.Philox(key=scenario.seed))
     # The paper's composite draws on three years to April 2020. One year of that has 110 passes; a small archive stays
@@ -158,11 +158,11 @@ def scenes(scenario: Scenario) -> list[Scene]:
     ]
 
 
-def _scene(index: int, overpass: Pass, weather: Weather, epoch: int, layout: str) -> Scene:
+def _scene(index: int, overpass: Pass, weather: Weather, epoch: int, layout: str) -> SimulatedScene:
     time, platform, orbit = overpass
     azimuth, elevation = sun(time)
     baseline, with_offset = _processing(time, index, epoch, layout)
-    scene = Scene(
+    scene = SimulatedScene(
         index=index,
         id="",
         time=time,
@@ -178,7 +178,7 @@ def _scene(index: int, overpass: Pass, weather: Weather, epoch: int, layout: str
     return replace(scene, id=item_id(scene, layout, sequence=1 if baseline == "05.00" else 0))
 
 
-def item_id(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> str:
+def item_id(scene: SimulatedScene, layout: str, *, sequence: int, tile: str = TILE) -> str:
     """Return the item id in the style of a provider: short with a sequence digit, or most of the product name."""
     if layout == "earth-search":
         return f"{scene.platform}_{tile}_{scene.time:%Y%m%d}_{sequence}_L2A"
@@ -187,7 +187,7 @@ def item_id(scene: Scene, layout: str, *, sequence: int, tile: str = TILE) -> st
     return f"{stem}_{processing_time(scene):%Y%m%dT%H%M%S}"
 
 
-def processing_time(scene: Scene) -> datetime:
+def processing_time(scene: SimulatedScene) -> datetime:
     """Return when the product was processed: on the day itself, or years later."""
     reprocessed = scene.baseline in {"04.00", "05.00"} and scene.epoch == 1
     if reprocessed or scene.baseline == "05.00":

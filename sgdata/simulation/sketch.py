@@ -25,7 +25,7 @@ LEAST_HALF_WIDTH_M = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kind:
+class AreaKind:
     """Label (None: a detail that keeps the class below it), tag sets and covers to draw from.
 
     `covers` are those of the plain ground, `arrangements` those of the context ground. `change` is the value in
@@ -40,7 +40,7 @@ class Kind:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Road:
+class LineKind:
     """A kind of line: tags, real width, lanes, label (None: too soft to count), cover, rank on top."""
 
     tags: Tags
@@ -63,10 +63,10 @@ def _tags(text: str) -> tuple[Tags, ...]:
 
 # The table, not this file, is what a mapper would check: one line per kind, in the words of the OpenStreetMap wiki.
 @cache
-def kinds() -> dict[str, Kind]:
+def area_kinds() -> dict[str, AreaKind]:
     """Return the kinds of area by name."""
     return {
-        row["kind"]: Kind(
+        row["kind"]: AreaKind(
             label=int(row["label"]) if row["label"] else None, tags=_tags(row["tags"]),
             covers=tuple(row["covers"].split()), arrangements=tuple(row["arrangements"].split()),
             change=int(row["change"] or 0),
@@ -76,10 +76,10 @@ def kinds() -> dict[str, Kind]:
 
 
 @cache
-def roads() -> dict[str, Road]:
+def line_kinds() -> dict[str, LineKind]:
     """Return the kinds of line by name."""
     return {
-        row["kind"]: Road(
+        row["kind"]: LineKind(
             tags=_tags(row["tags"])[0], label=int(row["label"]) if row["label"] else None, cover=row["cover"],
             width_m=float(row["width_m"]), lanes=int(row["lanes"]), rank=int(row["rank"]),
         )
@@ -88,7 +88,7 @@ def roads() -> dict[str, Road]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Area:
+class GroundArea:
     """A polygon of ground. `variant` draws its look; `epoch` 2 means that it came after the first epoch."""
 
     geometry: Polygon
@@ -99,7 +99,7 @@ class Area:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class GroundLine:
     """A street, railway or watercourse. Tunnels are exported but not visible."""
 
     geometry: LineString
@@ -124,8 +124,8 @@ class Settlement:
 class Landscape:
     """Areas and lines of the simulated ground, in EPSG:32632 metres."""
 
-    areas: tuple[Area, ...]
-    lines: tuple[Line, ...]
+    areas: tuple[GroundArea, ...]
+    lines: tuple[GroundLine, ...]
     ground: str = "plain"
 
 
@@ -134,8 +134,8 @@ class Sketch:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.areas: list[Area] = []
-        self.lines: list[Line] = []
+        self.areas: list[GroundArea] = []
+        self.lines: list[GroundLine] = []
 
     # One stream per stage: more draws in one stage leave every later stage as it was. Philox is counter-based, so that
     # the pair (seed, stage) is a key and needs no warm-up.
@@ -147,14 +147,14 @@ class Sketch:
         """Add areas of a kind; a share `hidden` of them is not in OpenStreetMap."""
         for polygon in polygons:
             # The order of draws is part of the format: `and` spares the draw where a kind has no tags.
-            exported = bool(kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
+            exported = bool(area_kinds()[kind].tags) and epoch == 1 and rng.random() >= hidden
             variant = int(rng.integers(2**31))
-            self.areas.append(Area(geometry=polygon, kind=kind, variant=variant, exported=exported, epoch=epoch))
+            self.areas.append(GroundArea(geometry=polygon, kind=kind, variant=variant, exported=exported, epoch=epoch))
 
     def draw(self, kind: str, path: LineString, rng: Rng, *, hidden: float = 0.0, **tags: str) -> None:
         """Add a line of a kind."""
         variant = int(rng.integers(2**31))
-        road = roads()[kind]
+        road = line_kinds()[kind]
         # Mappers write a width or a lane count on some streets only; the painter must cope with either and with none.
         if road.width_m and rng.random() < 0.35:
             tags["width"] = f"{road.width_m:g}"
@@ -162,4 +162,4 @@ class Sketch:
             tags["lanes"] = str(road.lanes)
         # Last, so that `hidden` alone never changes how a line looks.
         exported = rng.random() >= hidden
-        self.lines.append(Line(geometry=path, kind=kind, tags=tags, variant=variant, exported=exported))
+        self.lines.append(GroundLine(geometry=path, kind=kind, tags=tags, variant=variant, exported=exported))

@@ -14,7 +14,7 @@ from sgdata.simulation.noise import Field
 from sgdata.types import Array
 
 if TYPE_CHECKING:
-    from sgdata.simulation.scenarios import Scene, Weather
+    from sgdata.simulation.scenarios import SimulatedScene, Weather
 
 # DN in the order of L2A_BANDS. Droplets scatter every visible wavelength alike; B09 sinks in the water vapour above
 # the cloud, B11 and B12 in the water of the drops, and more in the ice of cirrus.
@@ -77,7 +77,7 @@ def _opacity(field: Field, level: float) -> Field:
     return np.asarray(1 - np.exp(-depth * depth * 2.5 - depth * 0.4), np.float32)
 
 
-def render_sky(scene: Scene, label: Array, seed: int, level: float, rows: Array, cols: Array) -> Sky:
+def render_sky(scene: SimulatedScene, label: Array, seed: int, level: float, rows: Array, cols: Array) -> Sky:
     """Render the sky of a scene over rows and columns of the granule; `level` is its `threshold`."""
     weather = scene.weather
     shape = (len(rows), len(cols))

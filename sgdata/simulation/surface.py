@@ -10,13 +10,13 @@ import numpy as np
 import shapely
 
 from sgdata.simulation import context_textures, noise, shapes, spectra
-from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, Area, Landscape, Line, kinds, roads
+from sgdata.simulation.sketch import LEAST_HALF_WIDTH_M, GroundArea, GroundLine, Landscape, area_kinds, line_kinds
 from sgdata.simulation.spectra import Surface
 from sgdata.types import Array, Grid
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class PaintLayer:
     """One thing to paint: its outline, class (None keeps the class below), look, and whether OSM has it."""
 
     outline: Any
@@ -29,12 +29,13 @@ class Layer:
     change: int
 
 
-def layers(landscape: Landscape) -> list[Layer]:
+def layers(landscape: Landscape) -> list[PaintLayer]:
     """Return all layers in painting order: large areas first, changes, then lines by rank."""
     # Large first, so that details lie on top; `variant` breaks ties, for the order of equal keys must not be chance.
     areas = sorted(landscape.areas, key=lambda a: (a.epoch, -a.geometry.area, a.variant))
     lines = sorted(
-        (line for line in landscape.lines if line.visible), key=lambda line: (roads()[line.kind].rank, line.variant)
+        (line for line in landscape.lines if line.visible),
+        key=lambda line: (line_kinds()[line.kind].rank, line.variant),
     )
     return [
         *(_of_area(area, landscape.ground) for area in areas),
@@ -42,12 +43,12 @@ def layers(landscape: Landscape) -> list[Layer]:
     ]
 
 
-def _of_area(area: Area, ground: str) -> Layer:
-    kind = kinds()[area.kind]
+def _of_area(area: GroundArea, ground: str) -> PaintLayer:
+    kind = area_kinds()[area.kind]
     names, angle = kind.covers, 0.0
     if ground == "context":
         names, angle = kind.arrangements, shapes.direction(area.geometry)
-    return Layer(
+    return PaintLayer(
         outline=area.geometry,
         label=kind.label,
         cover=_cover(names[area.variant % len(names)], ground),
@@ -64,19 +65,19 @@ def _cover(name: str, ground: str) -> int:
     return ids[name]
 
 
-def _of_line(line: Line, ground: str) -> Layer:
-    road = roads()[line.kind]
+def _of_line(line: GroundLine, ground: str) -> PaintLayer:
+    road = line_kinds()[line.kind]
     half = LEAST_HALF_WIDTH_M if road.label is not None else LEAST_HALF_WIDTH_M / 2
     # Flat ends: pieces of one street (bridges) would otherwise overlap in half discs.
     outline = line.geometry.buffer(max(road.width_m / 2, half), cap_style="flat")
     tagged = line.exported and road.label is not None
-    return Layer(
+    return PaintLayer(
         outline=outline, label=road.label, cover=_cover(road.cover, ground), angle=0.0, variant=line.variant,
         tagged=tagged, epoch=1, change=0,
     )  # fmt: skip
 
 
-def layers_near(tree: shapely.STRtree, all_layers: Sequence[Layer], grid: Grid) -> list[Layer]:
+def layers_near(tree: shapely.STRtree, all_layers: Sequence[PaintLayer], grid: Grid) -> list[PaintLayer]:
     """Return the layers that touch a grid, in painting order."""
     # The tree answers in any order; sorted indices are the painting order again.
     return [all_layers[i] for i in np.sort(tree.query(shapely.box(*grid.bounds)))]
@@ -93,7 +94,7 @@ def _rasterise(values: list[tuple[Any, int]], grid: Grid, dtype: str) -> Array:
     return raster
 
 
-def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int, ground: str = "plain") -> Surface:
+def paint(layers: Sequence[PaintLayer], grid: Grid, *, seed: int, epoch: int, ground: str = "plain") -> Surface:
     """Render the surface of `grid` in an epoch; every pixel is painted, also with class 0."""
     existing = [layer for layer in layers if layer.epoch <= epoch]
     labelled = [layer for layer in existing if layer.label is not None]
@@ -109,7 +110,7 @@ def paint(layers: Sequence[Layer], grid: Grid, *, seed: int, epoch: int, ground:
     return _textured(grid, seed, cover, variant, label, tagged)
 
 
-def changes(layers: Sequence[Layer], grid: Grid) -> Array:
+def changes(layers: Sequence[PaintLayer], grid: Grid) -> Array:
     """Return (H, W) uint8 changes between the epochs (`sketch.Kind.change`), where no street is on top."""
     changed = _rasterise([(layer.outline, layer.change) for layer in layers if layer.change], grid, "uint8")
     # What is new under an old street cannot be seen.

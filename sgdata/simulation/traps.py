@@ -13,7 +13,7 @@ import shapely
 from pyproj import Transformer
 
 from sgdata.rasters.grids import snap_outward
-from sgdata.simulation.scenarios import OLDEST, Scene, item_id
+from sgdata.simulation.scenarios import OLDEST, SimulatedScene, item_id
 from sgdata.types import Grid
 
 NEIGHBOUR, NEIGHBOUR_CRS = "33UTP", "EPSG:32633"
@@ -21,7 +21,7 @@ FEWEST = 6
 """Archives of fewer dates are too small to lose any of them to a trap."""
 
 
-def assign_traps(scenes: list[Scene], layout: str) -> dict[str, list[str]]:
+def assign_traps(scenes: list[SimulatedScene], layout: str) -> dict[str, list[str]]:
     """Return the names of the traps in the metadata of each item, by id."""
     traps_of: dict[str, list[str]] = {scene.id: [] for scene in scenes}
     first = [scene for scene in scenes if scene.epoch == 1]
@@ -61,14 +61,14 @@ def apply_traps(document: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return document
 
 
-def clear_scene(scenes: list[Scene]) -> Scene:
+def clear_scene(scenes: list[SimulatedScene]) -> SimulatedScene:
     """Return the clearest scene of the first epoch without an offset in its pixels, to be duplicated."""
     return min(
         scenes, key=lambda scene: (scene.epoch, scene.offset_in_pixels, scene.weather.cloud + scene.weather.cirrus)
     )
 
 
-def twin(scene: Scene, layout: str) -> Scene:
+def twin(scene: SimulatedScene, layout: str) -> SimulatedScene:
     """Return the same acquisition, processed earlier but with a greater sequence digit."""
     # Processed earlier but with a greater sequence digit, so choosing by digit is wrong.
     older = replace(scene, baseline="04.00" if scene.baseline > "04.00" else OLDEST)
@@ -93,7 +93,7 @@ def next_zone(granule: Grid) -> Grid:
     return snap_outward((x.min(), y.min(), x.max(), y.max()), NEIGHBOUR_CRS, gsd_m=10, snap_m=60)
 
 
-def move_to_next_zone(document: dict[str, Any], scene: Scene) -> dict[str, Any]:
+def move_to_next_zone(document: dict[str, Any], scene: SimulatedScene) -> dict[str, Any]:
     """Create the item of the tile in the next zone."""
     properties = document["properties"] | {"proj:code": NEIGHBOUR_CRS, "grid:code": f"MGRS-{NEIGHBOUR}"}
     properties |= {"mgrs:utm_zone": 33, "mgrs:grid_square": NEIGHBOUR[3:]}

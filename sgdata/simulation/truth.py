@@ -90,7 +90,7 @@ def scene(archive: Path, item_id: str) -> dict[int, Array]:
 
 
 @lru_cache(maxsize=1)
-def _layers(scenario: Scenario) -> list[surface.Layer]:
+def _layers(scenario: Scenario) -> list[surface.PaintLayer]:
     """Return the layers, kept for the next date."""
     return surface.layers(ground.build(scenario))
 

@@ -20,7 +20,7 @@ SIDES = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
+class SampleGround:
     """Ground of N samples.
 
     Attributes:
@@ -33,14 +33,14 @@ class Ground:
     longitude: Array
     size_m: Array
 
-    def __getitem__(self, which: Array) -> Ground:
-        return Ground(latitude=self.latitude[which], longitude=self.longitude[which], size_m=self.size_m[which])
+    def __getitem__(self, which: Array) -> SampleGround:
+        return SampleGround(latitude=self.latitude[which], longitude=self.longitude[which], size_m=self.size_m[which])
 
     def __len__(self) -> int:
         return len(self.latitude)
 
 
-def from_boxes(boxes: Array, shapes: Array, gsd_m: float, geographic: Array) -> Ground:
+def from_boxes(boxes: Array, shapes: Array, gsd_m: float, geographic: Array) -> SampleGround:
     """Return the ground of samples.
 
     Args:
@@ -54,10 +54,10 @@ def from_boxes(boxes: Array, shapes: Array, gsd_m: float, geographic: Array) -> 
     size = shapes[:, ::-1] * gsd_m
     east, north = _metres_per_degree(latitude)
     in_degrees = np.stack([(boxes[:, 2] - boxes[:, 0]) * east, (boxes[:, 3] - boxes[:, 1]) * north], axis=1)
-    return Ground(latitude=latitude, longitude=longitude, size_m=np.where(geographic[:, None], in_degrees, size))
+    return SampleGround(latitude=latitude, longitude=longitude, size_m=np.where(geographic[:, None], in_degrees, size))
 
 
-def nearest(of: Ground, to: Ground) -> tuple[Array, Array]:
+def nearest(of: SampleGround, to: SampleGround) -> tuple[Array, Array]:
     """Find the nearest sample of another set for each sample.
 
     Args:
@@ -86,7 +86,7 @@ def nearest(of: Ground, to: Ground) -> tuple[Array, Array]:
     return metres, index
 
 
-def side_by_side(of: Ground, to: Ground) -> Array:
+def side_by_side(of: SampleGround, to: SampleGround) -> Array:
     """Return (N,) whether the nearest centre of another set is at most SIDES of a sample's side away.
 
     Args:
@@ -100,7 +100,7 @@ def side_by_side(of: Ground, to: Ground) -> Array:
     return np.asarray(np.hypot(*offsets(of, to[index]).T) <= SIDES * sides)
 
 
-def overlapping(ground: Ground) -> tuple[Array, Array]:
+def overlapping(ground: SampleGround) -> tuple[Array, Array]:
     """Find the pairs of N samples whose footprints overlap.
 
     Returns:
@@ -116,13 +116,13 @@ def overlapping(ground: Ground) -> tuple[Array, Array]:
     return pairs[share > 0], share[share > 0]
 
 
-def between(one: Ground, other: Ground) -> Array:
+def between(one: SampleGround, other: SampleGround) -> Array:
     """Return (N,) metres between the footprints of N pairs, 0 where they touch or overlap."""
     gaps = np.maximum(offsets(one, other) - (one.size_m + other.size_m) / 2, 0)
     return np.asarray(np.hypot(*gaps.T))
 
 
-def offsets(one: Ground, other: Ground) -> Array:
+def offsets(one: SampleGround, other: SampleGround) -> Array:
     """Return (N, 2) metres between the centres of N pairs, east and north."""
     east, north = _metres_per_degree((one.latitude + other.latitude) / 2)
     around = np.abs(one.longitude - other.longitude) % 360
@@ -138,7 +138,7 @@ def _metres_per_degree(latitude: Array) -> tuple[Array, Array]:
     return np.radians(normal * np.cos(angle)), np.radians(meridian)
 
 
-def _ecef(ground: Ground) -> Array:
+def _ecef(ground: SampleGround) -> Array:
     """Return (N, 3) geocentric metres of the centres: straight lines between them are never longer than the ground."""
     north, east = np.radians(ground.latitude), np.radians(ground.longitude)
     normal = _AXIS_M / np.sqrt(1 - _E2 * np.sin(north) ** 2)

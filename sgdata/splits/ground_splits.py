@@ -11,7 +11,7 @@ import numpy as np
 from sgdata.errors import SettingError
 from sgdata.splits import block_split, ground_distance
 from sgdata.splits.block_split import LEFT_OUT, SPLITS
-from sgdata.splits.ground_distance import Ground
+from sgdata.splits.ground_distance import SampleGround
 from sgdata.types import Array
 
 # Metres per degree on a sphere of the Earth's mean radius; blocks need no better.
@@ -63,7 +63,7 @@ class Draw:
     blocks: int
 
 
-def block_indices(ground: Ground, block_m: float) -> Array:
+def block_indices(ground: SampleGround, block_m: float) -> Array:
     """Return (N, 2) row and column of the block that holds the centre of each sample.
 
     Rows are bands of latitude of `block_m`; each is cut into columns of that width at its middle, from Greenwich on.
@@ -74,7 +74,7 @@ def block_indices(ground: Ground, block_m: float) -> Array:
     return np.stack([row, column], axis=1).astype(np.int64)
 
 
-def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSettings, number: int) -> Draw:
+def draw(ground: SampleGround, keys: Sequence[str], labels: Array, settings: DrawSettings, number: int) -> Draw:
     """Draw one split: blocks dealt whole, then samples within the gap of a greater part left out, then budgets.
 
     Args:
@@ -111,7 +111,7 @@ def draw(ground: Ground, keys: Sequence[str], labels: Array, settings: DrawSetti
     return Draw(parts=np.array([*SPLITS, LEFT_OUT])[assigned], budgets=budgets, blocks=len(places))
 
 
-def _keep_gap(ground: Ground, assigned: Array, gap_m: float) -> Array:
+def _keep_gap(ground: SampleGround, assigned: Array, gap_m: float) -> Array:
     """Return the parts, -1 for samples nearer than the gap to a greater part: train gives way to val, val to test."""
     kept = assigned.copy()
     for lesser in (1, 0):

@@ -124,13 +124,13 @@ def find_overlaps(footprints: Footprints, least: float) -> Array:
     return pairs[share > least]
 
 
-def to_ground(footprints: Footprints) -> ground_distance.Ground:
+def to_ground(footprints: Footprints) -> ground_distance.SampleGround:
     """Return the ground of footprints; windows of a raster are placed at the equator, where degrees are metres."""
     middle = (footprints.boxes[:, 0:2] + footprints.boxes[:, 2:4]) / 2
     windows = footprints.crs == ""
     if windows.any():
         middle[windows] /= _LONGITUDE_M, _LATITUDE_M
-    return ground_distance.Ground(latitude=middle[:, 1], longitude=middle[:, 0], size_m=footprints.size)
+    return ground_distance.SampleGround(latitude=middle[:, 1], longitude=middle[:, 0], size_m=footprints.size)
 
 
 def _gaps(first: Footprints, second: Footprints) -> Array:

@@ -50,7 +50,7 @@ class PublishedList:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class SplitTableHeader:
     """First line of a split table.
 
     Attributes:
@@ -76,7 +76,7 @@ class SplitTable:
         columns: Name of each split and its cells, parallel to `keys`.
     """
 
-    header: Header
+    header: SplitTableHeader
     keys: tuple[str, ...]
     columns: dict[str, tuple[str, ...]]
 
@@ -134,7 +134,7 @@ def read(path: Path) -> SplitTable:
         raise SettingError(f"{path}: the first line is no JSON: {error}; make it again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise SettingError(f"{path}: not a split table of format {FORMAT}; make it again, or update sgdata")
-    header = files.parse(Header, document, str(path))
+    header = files.parse(SplitTableHeader, document, str(path))
     first, *names = lines[1].split("\t")
     allowed = {"val", "test", LEFT_OUT, ALL, *header.settings.budgets}
     rows = [line.split("\t") for line in lines[2:]]

@@ -54,7 +54,7 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
         block = scene_files.block_at(window, table.block)
         about = opened.file
-        # Of files in buckets pixels are compared, as `identity.identify_address` says.
+        # Of files in buckets pixels are compared, as `file_identity.identify_address` says.
         source = file_identity.of_headers(about.etag, about.modified, about.size) if urls.is_http(href) else ""
         yield SceneFile(grid=grid, dtype=np.dtype(table.dtype).name, block=block, strips=strips, identity=source)
     except ranges.ChangedError as error:

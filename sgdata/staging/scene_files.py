@@ -18,7 +18,7 @@ from sgdata import limits
 from sgdata.errors import SourceError
 from sgdata.rasters import grids, resample
 from sgdata.rasters.cells import Cells
-from sgdata.rasters.geotiff import Header
+from sgdata.rasters.geotiff import RasterHeader
 from sgdata.rasters.tiff_header import BlockTable, OtherLayoutError
 from sgdata.remote.allowed_addresses import Access
 from sgdata.scenes.types import Asset
@@ -98,7 +98,7 @@ def one_by_one(read: Callable[[Window], Iterator[Array]], parts: Iterable[Window
             row += values.shape[0]
 
 
-def find_window(request: WindowRequest, header: Header, *, geographic: bool) -> tuple[Grid, Window | None]:
+def find_window(request: WindowRequest, header: RasterHeader, *, geographic: bool) -> tuple[Grid, Window | None]:
     """Return the grid of the pixels to stage, and their window in the file; None where they must be warped.
 
     Args:
@@ -130,7 +130,7 @@ def locate_blocks(request: WindowRequest, table: BlockTable) -> tuple[Grid, Wind
         OtherLayoutError: The pixels must be warped, which is left to GDAL.
         SourceError: The file differs from its item, or its pixels are too small or too large.
     """
-    header = Header(grid=table.grid, dtype=np.dtype(table.dtype).name, nodata=table.nodata, bands=1)
+    header = RasterHeader(grid=table.grid, dtype=np.dtype(table.dtype).name, nodata=table.nodata, bands=1)
     choose_band(request, [1])
     check(request, header)
     grid, window = find_window(request, header, geographic=False)
@@ -159,7 +159,7 @@ def choose_band(request: WindowRequest, bands: list[int]) -> int:
     return band
 
 
-def check(request: WindowRequest, header: Header) -> None:
+def check(request: WindowRequest, header: RasterHeader) -> None:
     """Compare the header of the file with its item. Raises SourceError naming both values."""
     item, grid = request.asset, header.grid
     pairs = (

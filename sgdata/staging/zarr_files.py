@@ -52,7 +52,7 @@ def _open(request: WindowRequest, href: str) -> SceneFile:
         )
     whole = zarr_store.read_grid(reader, href, request.asset.crs)
     nodata = _nodata(reader, href)
-    header = geotiff.Header(grid=whole, dtype=dtype, nodata=nodata, bands=1)
+    header = geotiff.RasterHeader(grid=whole, dtype=dtype, nodata=nodata, bands=1)
     scene_files.check(request, header)
     beyond = MASK_NODATA if dtype == "uint8" else 0  # 0 is a value in masks
     grid, window = scene_files.find_window(request, header, geographic=False)
@@ -150,7 +150,7 @@ def _find_source(whole: Grid, part: Grid) -> Window:
 
 
 def _warped(
-    reader: ChunkReader, request: WindowRequest, header: geotiff.Header, part: Grid, beyond: int
+    reader: ChunkReader, request: WindowRequest, header: geotiff.RasterHeader, part: Grid, beyond: int
 ) -> Iterator[Array]:
     """Yield a part of a grid of another CRS, warped as files are: through a file in memory of the pixels around it."""
     from rasterio.io import MemoryFile

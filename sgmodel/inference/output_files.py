@@ -48,7 +48,7 @@ class ScratchMap:
         for line, col in itertools.product(range(rows.shape[1]), range(0, rows.shape[2], BLOCK)):
             self.file.write(rows[:, line, col : col + BLOCK].tobytes())
 
-    def blocks(self, grid: Grid, style: cog.Style) -> Iterator[tuple[Window, Array]]:
+    def blocks(self, grid: Grid, style: cog.RasterStyle) -> Iterator[tuple[Window, Array]]:
         """Yield the map (K, h, w) block by block, in the order of the raster."""
         self.file.flush()
         (height, width), bands, size = grid.shape, len(style.descriptions), np.dtype(style.dtype).itemsize
@@ -131,13 +131,13 @@ def _mask_and_round(output: Array, valid: Array, *, rounded: bool) -> None:
 
 def _write_values(maps: MapFiles, values: ScratchMap) -> None:
     names = maps.space.names or tuple(f"feature {number}" for number in range(maps.channels))
-    style = cog.Style(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
+    style = cog.RasterStyle(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
     name = PROBABILITIES if maps.space.ids else EMBEDDINGS
     cog.write(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
 
 
 def _write_classes(maps: MapFiles, classes: ScratchMap) -> None:
-    style = cog.Style(
+    style = cog.RasterStyle(
         descriptions=("classes",),
         nodata=maps.space.ignore_index,
         dtype=class_type(maps.space),

@@ -108,7 +108,7 @@ def measure(source: loader.Samples, held_out: loader.Samples) -> TrainingDistanc
     return TrainingDistance(metres=None, likeness=likeness, nearest=keys)
 
 
-def _ground(samples: loader.Samples) -> ground_distance.Ground | None:
+def _ground(samples: loader.Samples) -> ground_distance.SampleGround | None:
     """Return the ground of samples by the index of their shards; None if one of them has no place."""
     table = shard_index.read_index(samples.folder)
     position = {key: at for at, key in enumerate(table["key"].to_pylist())}

@@ -185,7 +185,7 @@ def _rasters(out: Path) -> None:
 
     pixels = synthetic.reflectance((1, *GRID.shape), 5).astype(np.uint16)
     whole = Window(row=0, col=0, height=GRID.shape[0], width=GRID.shape[1])
-    style = cog.Style(descriptions=("B02",), nodata=0)
+    style = cog.RasterStyle(descriptions=("B02",), nodata=0)
     (out / "raster/0").mkdir(parents=True)
     cog.write(out / "raster/0/band.tif", GRID, [(whole, pixels)], style=style)
     profile: dict[str, Any] = {
