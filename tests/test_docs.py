@@ -5,8 +5,9 @@ A comment before a fenced block says how it is tested:
     <!-- run -->          run with the other such blocks of the page, in order, in a folder of their own
     <!-- run: story -->   run with all such blocks of all pages, in the order of STORY, on one simulated city (slow)
     <!-- run: place -->   the same, with the simulated city in place of a place and a catalogue on the network (slow)
+    <!-- not run: why --> parsed only, for the reason given, such as data that cannot be bundled
 
-Blocks without a mark are parsed only: they need the network, a GPU or data that cannot be bundled.
+Every block of shell or Python code has one of these marks.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ STORY = (
     *(f"guides/{name}.md" for name in ("predict", "publish", "python")),
     "reference/errors.md",
 )
-BLOCK = re.compile(r"(?:<!-- run(?:: (story|place))? -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- (run|not run)(?:: (\w[^\n]*?))? -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+MARKS = ("run", "story", "place", "not run")
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: its language, its mark ("", "run", "story" or "place") and its code."""
+    """A fenced block: its language, its mark ("" or one of MARKS) and its code."""
 
     language: str
     mark: str
@@ -60,8 +62,8 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     found = BLOCK.finditer(page.read_text(encoding="utf-8"))
-    marks = ((each[1] or ("run" if each[0].startswith("<!--") else ""), each) for each in found)
-    return [Block(language=each[2], mark=mark, code=each[3]) for mark, each in marks]
+    marks = ((each[2] if each[1] == "run" and each[2] else each[1] or "", each) for each in found)
+    return [Block(language=each[3], mark=mark, code=each[4]) for mark, each in marks]
 
 
 def name(page: Path) -> str:
@@ -75,6 +77,25 @@ def commands(code: str) -> list[str]:
 
 
 LINES = [(name(page), line) for page in PAGES for block in blocks(page) if block.language == "sh" for line in commands(block.code)]  # fmt: skip # noqa: E501
+
+
+# --- marks and pictures --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_of_code_is_run_or_says_why_not(page: Path) -> None:
+    code = [block for block in blocks(page) if block.language in ("sh", "python")]
+    assert [block.code for block in code if block.mark not in MARKS] == []
+    # Every reason is text: "<!-- not run -->" alone says nothing.
+    assert "<!-- not run -->" not in page.read_text(encoding="utf-8")
+
+
+def test_the_picture_of_the_flow_has_the_folders_of_the_packages() -> None:
+    shared = {"rasters", "remote", "display", "results", "pages", "simulation", "demo", "commands", "recipes"}
+    folders = {path.parent.name for package in ("sgdata", "sgmodel") for path in (ROOT / package).glob("*/__init__.py")}
+    texts = re.findall(r">([^<]+)</text>", (DOCS / "images" / "flow.svg").read_text(encoding="utf-8"))
+    drawn = {folder for text in texts for folder in re.findall(r"\b(\w+)/", text)}
+    assert drawn == folders - shared
 
 
 # --- commands parse ------------------------------------------------------------------------
