@@ -20,7 +20,8 @@ from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
-from sgmodel.train import average_weights, batching, float8, loop, optim, run_folder, signals, wrap_model
+from sgmodel.train import batching, float8, loop, optim, run_folder, signals, wrap_model
+from sgmodel.train import ema as average_weights
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
