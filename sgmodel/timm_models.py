@@ -18,7 +18,7 @@ from sgmodel.models import heads, spectralgpt, torchvision_compat
 SIZES = {"base": enc.base, "large": enc.large, "huge": enc.huge}
 
 
-class SpectralGPT(heads.TaskModel):
+class TimmSpectralGPT(heads.TaskModel):
     """The scene classifier with the interface of timm's models; state-dict keys are the released ones.
 
     Args:
@@ -113,10 +113,10 @@ def _entrypoint(size: str, px: int) -> Any:
         img_size: int = px,
         drop_path_rate: float = 0.0,
         cache_dir: Any = None,
-    ) -> SpectralGPT:
+    ) -> TimmSpectralGPT:
         """Build the model; `pretrained_cfg_overlay={"file": PATH|HUB}` names the weights that `pretrained` loads."""
         config = replace(SIZES[size](image_px=img_size), bands=in_chans, drop_path=drop_path_rate)
-        model = SpectralGPT(config, num_classes)
+        model = TimmSpectralGPT(config, num_classes)
         if pretrained:
             source = hub.resolve((pretrained_cfg_overlay or {}).get("file", f"spectralgpt_{size}_patch8_{px}"))
             load_weights.fit(model, load_weights.read_weights(source), origin=str(source))

@@ -116,7 +116,7 @@ def test_the_counted_memory_of_bf16_is_enough() -> None:
 
     with CPU.autocast(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         model(images, noise=torch.rand(4, 64), ratio=0.75)
-    counted = memory.of_spec(specs.describe(autoencoder()), 32, CPU.half, mask_ratio=0.75)
+    counted = memory.estimate(specs.describe(autoencoder()), 32, CPU.half, mask_ratio=0.75)
     assert 0.5 * counted.total(4) < sum(kept.values()) + 16 * counted.parameters < counted.total(4)
     assert counted.half
 

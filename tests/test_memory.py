@@ -109,7 +109,7 @@ def test_a_step_never_takes_more_than_is_counted(name: str, recompute: bool) -> 
     if name == "unet" and recompute:
         pytest.skip("it has no blocks")
     batch, model = 3, TASKS[name].build()
-    counted = memory.of_spec(TASKS[name], 32 if name == "unet" else 64, None, recompute=recompute)
+    counted = memory.estimate(TASKS[name], 32 if name == "unet" else 64, None, recompute=recompute)
     if recompute:
         transformer.recompute_activations(model)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -134,16 +134,16 @@ def test_every_kind_of_model_is_counted() -> None:
         "satmae": (specs.TaskSpec(kind="classifier", recipe=baselines.BASELINES["satmae"], bands=12), 32),
     }
     for spec, px in cases.values():
-        single, half = (memory.of_spec(spec, px, each, mask_ratio=0.75) for each in HALVES)
+        single, half = (memory.estimate(spec, px, each, mask_ratio=0.75) for each in HALVES)
         assert single.fixed < half.fixed  # 16-bit copies of weights
         assert 0 < half.sample < single.sample
-    few, many = (memory.of_spec(autoencoder, 64, None, mask_ratio=ratio).sample for ratio in (0.9, 0.5))
+    few, many = (memory.estimate(autoencoder, 64, None, mask_ratio=ratio).sample for ratio in (0.9, 0.5))
     assert few < many
 
 
 def test_a_frozen_backbone_keeps_nothing() -> None:
     spec = spectralgpt("classifier")
-    frozen, trained = (memory.of_spec(spec, 64, torch.bfloat16, frozen=frozen) for frozen in (True, False))
+    frozen, trained = (memory.estimate(spec, 64, torch.bfloat16, frozen=frozen) for frozen in (True, False))
     assert frozen.sample < 0.3 * trained.sample  # the images themselves
     assert frozen.trained == 64 * 19 + 19
     assert frozen.total(0) < trained.total(0)

@@ -90,7 +90,7 @@ def test_batches_have_bands_by_name_in_one_scale(folders: dict[str, Path]) -> No
     stored = {one.key: one.arrays["image"] for one in tar_format.samples(folders["toy"], "train")}
     seen = 0
     for batch in loader.load(source, source.stream(6, seed=1, first=0, last=6), threads=2):
-        images = upsample.image(batch.arrays, batch.valid_size, source.contract, torch.device("cpu"))
+        images = upsample.images(batch.arrays, batch.valid_size, source.contract, torch.device("cpu"))
         assert images.shape[1] == 12
         for key, image, (height, width) in zip(batch.keys, images.numpy(), batch.valid_size.tolist(), strict=True):
             if key in stored:

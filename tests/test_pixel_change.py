@@ -76,14 +76,16 @@ def test_a_chosen_threshold_finds_more_where_change_is_rare_and_faint(tmp_path: 
 
 def test_the_angle_between_spectra() -> None:
     x = np.array([[1, 0, 1, 0], [1, 0, 0, 2], [1, 1, 2, 2], [3, 0, 1, 1], [0, 0, 1, 1]], np.float32)
-    np.testing.assert_allclose(pixel_change_detectors.angle(x), [0, np.pi / 2, 0, np.pi / 4, np.pi / 2], atol=1e-6)
+    np.testing.assert_allclose(
+        pixel_change_detectors.spectral_angle(x), [0, np.pi / 2, 0, np.pi / 4, np.pi / 2], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("mean_px", [1, 3, 5])
 def test_means_are_those_of_the_pixels_inside_the_image(mean_px: int) -> None:
     rng = np.random.default_rng(mean_px)
     before, after = rng.random((2, 1, 3, 7, 9)).astype(np.float32)
-    found = pixel_change_detectors.features(torch.from_numpy(before), torch.from_numpy(after), mean_px)
+    found = pixel_change_detectors.pixel_features(torch.from_numpy(before), torch.from_numpy(after), mean_px)
     both, window = np.concatenate([before[0], after[0]]).astype(float), np.ones((mean_px, mean_px))
     inside = ndimage.convolve(np.ones((7, 9)), window, mode="constant")
     expected = [ndimage.convolve(band, window, mode="constant") / inside for band in both]

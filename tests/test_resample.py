@@ -41,14 +41,14 @@ def by_definition(coarse: Array, factor: int) -> Array:
 @pytest.mark.parametrize("holes", [0.0, 0.3])
 def test_bilinear_is_the_definition_in_exact_integers(factor: int, holes: float) -> None:
     coarse = noise(factor, (9, 7), holes)
-    np.testing.assert_array_equal(resample.refine(coarse, factor, kernel="bilinear"), by_definition(coarse, factor))
+    np.testing.assert_array_equal(resample.upsample(coarse, factor, kernel="bilinear"), by_definition(coarse, factor))
 
 
 @pytest.mark.parametrize("factor", [2, 6])
 @pytest.mark.parametrize("kernel", ["bilinear", "cubic"])
 def test_a_ramp_is_not_shifted(factor: int, kernel: resample.Kernel) -> None:
     ramp = np.broadcast_to(np.arange(20) * 600 + 1000, (10, 20)).astype(np.uint16)
-    fine = resample.refine(ramp, factor, kernel=kernel)
+    fine = resample.upsample(ramp, factor, kernel=kernel)
     x = (np.arange(20 * factor) + 0.5) / factor - 0.5
     inner = slice(2 * factor, -2 * factor)
     np.testing.assert_allclose(fine[:, inner], np.broadcast_to(x * 600 + 1000, fine.shape)[:, inner], atol=0.5)
@@ -69,7 +69,7 @@ def test_gdal_warp_agrees_where_all_is_valid(factor: int, kernel: resample.Kerne
             tolerance=0,
             **how,
         )
-    ours = resample.refine(coarse, factor, kernel=kernel)
+    ours = resample.upsample(coarse, factor, kernel=kernel)
     # GDAL rounds in floating point: exact halves may go either way.
     away = np.abs(ours.astype(int) - expected)
     if kernel == "cubic":  # at the edge of the array GDAL leaves out the missing taps, ours repeats the last pixel
@@ -85,28 +85,28 @@ def test_a_window_is_the_cut_of_the_whole(data: st.DataObject, factor: int, kern
     row, col = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     size = (data.draw(st.integers(1, height - row)), data.draw(st.integers(1, width - col)))
     window = Window(row=row, col=col, height=size[0], width=size[1])
-    whole = resample.refine(coarse, factor, kernel=kernel)
+    whole = resample.upsample(coarse, factor, kernel=kernel)
     np.testing.assert_array_equal(
-        resample.refine(coarse, factor, kernel=kernel, window=window), whole[(..., *window.slices)]
+        resample.upsample(coarse, factor, kernel=kernel, window=window), whole[(..., *window.slices)]
     )
 
 
 def test_nodata_is_exactly_where_the_nearest_source_is() -> None:
     coarse = noise(3, (8, 8), 0.4)
     for kernel in ("nearest", "bilinear", "cubic"):
-        fine = resample.refine(coarse, 2, kernel=kernel)  # type: ignore[arg-type]
+        fine = resample.upsample(coarse, 2, kernel=kernel)  # type: ignore[arg-type]
         np.testing.assert_array_equal(fine == 0, np.kron(coarse == 0, np.ones((2, 2), bool)))
 
 
 def test_the_largest_value_survives() -> None:
     full = np.full((3, 3), 65535, np.uint16)
     for kernel in ("bilinear", "cubic"):
-        assert (resample.refine(full, 6, kernel=kernel) == 65535).all()  # type: ignore[arg-type]
+        assert (resample.upsample(full, 6, kernel=kernel) == 65535).all()  # type: ignore[arg-type]
 
 
 def test_cubic_overshoot_stays_inside_the_type_and_off_nodata() -> None:
     step = np.repeat(np.array([[1, 1, 1, 65535, 65535, 65535]], np.uint16), 6, axis=0)
-    fine = resample.refine(step, 2, kernel="cubic")
+    fine = resample.upsample(step, 2, kernel="cubic")
     assert (fine[:, :4] == 1).all()
     assert (fine[:, -4:] == 65535).all()
 

@@ -39,7 +39,7 @@ def test_timm_makes_and_runs_our_models() -> None:
         assert final.shape == (2, 1024, 768)
         assert [layer.shape for layer in layers] == [(2, 768, 16, 16)] * 2
         assert timm.create_model("spectralgpt_large_patch8_96")(torch.empty(1, 12, 96, 96)).shape == (1, 1024)
-    small = timm_models.SpectralGPT(TINY, 0).eval()
+    small = timm_models.TimmSpectralGPT(TINY, 0).eval()
     x = torch.rand(1, 12, 32, 32)
     last = small.forward_intermediates(x, indices=1, norm=True, output_fmt="NLC", intermediates_only=True)[0]
     assert torch.equal(last, small.forward_features(x))

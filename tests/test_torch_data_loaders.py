@@ -112,7 +112,7 @@ def test_native_bands_come_as_one_image(tmp_path: Path) -> None:
     write_shards.write(made, tmp_path / "shards", contract=contract(24))
     source = loader.Samples(tmp_path / "shards", "train", ("image",))
     (batch,) = loader.load(source, loader.in_order(2, 2), threads=1)
-    expected = upsample.image(batch.arrays, batch.valid_size, source.contract, torch.device("cpu"))
+    expected = upsample.images(batch.arrays, batch.valid_size, source.contract, torch.device("cpu"))
     for number in range(2):
         assert torch.equal(source[number]["image"], expected[number].float())
     assert source[0]["image"].shape == (len(source.bands), 24, 24)

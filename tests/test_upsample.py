@@ -33,8 +33,8 @@ def test_the_device_resamples_as_sgdata(
     rng = np.random.Generator(np.random.Philox(key=seed))
     coarse = rng.integers(1, 65536, shape).astype(np.uint16)
     coarse[rng.random(shape) < holes] = 0
-    expected = resample.refine(coarse, factor, kernel=kernel, nodata=0)
-    ours = upsample.finer(torch.from_numpy(coarse)[None], factor, kernel=kernel, nodata=0)[0]
+    expected = resample.upsample(coarse, factor, kernel=kernel, nodata=0)
+    ours = upsample.upsample(torch.from_numpy(coarse)[None], factor, kernel=kernel, nodata=0)[0]
     assert np.array_equal(ours.numpy(), expected)
 
 
@@ -56,7 +56,7 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
         image = np.zeros((12, 24, 24), np.uint16)
         for gsd in (10, 20, 60):
             at = [index for index, band in enumerate(contract(24).bands) if band.gsd_m == gsd]
-            image[at] = resample.refine(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
+            image[at] = resample.upsample(one.arrays[f"image_{gsd}m"], gsd // 10, kernel="bilinear")
         whole.append(dataclasses.replace(one, arrays={"image": image, "mask": one.arrays["mask"]}))
     write_shards.write(whole, tmp_path / "whole", contract=contract(24))
     (tmp_path / "native").mkdir()
@@ -73,7 +73,7 @@ def test_native_shards_give_the_images_of_resampled_ones(tmp_path: Path) -> None
     assert set(ours.arrays) == {*upsample.GROUPS, "mask"}
     assert ours.valid_size.tolist() == [[24, 24]] * 3
     device = torch.device("cpu")
-    a, b = (upsample.image(one.arrays, one.valid_size, contract(24), device).int() for one in (ours, theirs))
+    a, b = (upsample.images(one.arrays, one.valid_size, contract(24), device).int() for one in (ours, theirs))
     assert torch.equal(a, b)
     with pytest.raises(SettingError, match="native shards of samples of many sizes"):
-        upsample.image(ours.arrays, torch.tensor([[24, 24], [20, 24], [24, 24]]), contract(24), device)
+        upsample.images(ours.arrays, torch.tensor([[24, 24], [20, 24], [24, 24]]), contract(24), device)

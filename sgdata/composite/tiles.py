@@ -249,7 +249,7 @@ def _mix_bands(job: CompositeJob, window: Window, rule: rules.CombineRule, usabl
     @cache
     def coarse_usable(factor: int) -> Array | None:
         coarse = usable[:, ::factor, ::factor]
-        return coarse if np.array_equal(resample.refine(coarse, factor, kernel="nearest"), usable) else None
+        return coarse if np.array_equal(resample.upsample(coarse, factor, kernel="nearest"), usable) else None
 
     for band, out in zip(job.bands, image, strict=True):
         target, dates = grids.crop(job.grid, window), usable
@@ -263,7 +263,7 @@ def _mix_bands(job: CompositeJob, window: Window, rule: rules.CombineRule, usabl
             dn = np.zeros((len(job.scenes), 1, *target.shape), np.uint16)
         for n, scene in staged:
             read_part(job, scene, band, target, dn[n, 0])
-        out[:] = resample.refine(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
+        out[:] = resample.upsample(rule.kernel(dn, dates)[0], window.height // target.shape[0], kernel="nearest")
 
 
 def _common_factor(job: CompositeJob, band: str, target: Grid) -> int:

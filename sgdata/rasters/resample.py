@@ -20,7 +20,7 @@ Kernel = Literal["nearest", "bilinear", "cubic"]
 VERSION = 1
 
 
-def refine(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None = None, nodata: int = 0) -> Array:
+def upsample(coarse: Array, factor: int, *, kernel: Kernel, window: Window | None = None, nodata: int = 0) -> Array:
     """Resample a raster to a finer grid that cuts each pixel into `factor` x `factor`.
 
     Args:
@@ -96,7 +96,7 @@ def resample_groups(sample: Sample, contract: Contract, kernel: Kernel) -> Sampl
     filled: list[int] = []
     for name, array in groups.items():
         gsd = int(name[6:-1])
-        fine = refine(array, gsd // finest, kernel=kernel, nodata=nodata)
+        fine = upsample(array, gsd // finest, kernel=kernel, nodata=nodata)
         # Groups hold their bands in the order of the contract, which is that of wavelengths.
         at = [names.index(band.name) for band in contract.bands if band.gsd_m == gsd]
         if fine.shape != (len(at), *image.shape[1:]):

@@ -54,7 +54,7 @@ def to_finest(by_gsd: dict[int, Array], names: tuple[str, ...], order: dict[int,
     for name in names:
         gsd = MSI.by_name[name].gsd_m
         coarse = by_gsd[gsd][order[gsd].index(name)]
-        planes.append(resample.refine(coarse, gsd // 10, kernel="bilinear"))
+        planes.append(resample.upsample(coarse, gsd // 10, kernel="bilinear"))
     return np.stack(planes)
 
 

@@ -332,7 +332,7 @@ def read_on_grid(
     window = Window(
         row=top - first_row * factor, col=left - first_col * factor, height=bottom - top, width=right - left
     )
-    fine = resample.refine(apply_offset(coarse, offset), factor, kernel=kernel, window=window)
+    fine = resample.upsample(apply_offset(coarse, offset), factor, kernel=kernel, window=window)
     if fine.shape == target.shape:
         return fine
     out = np.full(target.shape, beyond, staged.dtype)

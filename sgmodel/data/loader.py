@@ -259,7 +259,7 @@ class Samples:
         native = {name: arrays.pop(name)[None] for name in upsample.GROUPS if name in arrays}
         if native:
             size = torch.from_numpy(self.valid_size(np.array([number])))
-            arrays["image"] = upsample.image(native, size, self.contract, torch.device("cpu"))[0].float()
+            arrays["image"] = upsample.images(native, size, self.contract, torch.device("cpu"))[0].float()
         return arrays
 
     @property

@@ -159,7 +159,7 @@ def _together(parts: Sequence[Contract], shares: Sequence[float], splits: Sequen
     factors = [part.scale / first.scale for part in parts]
     return replace(
         first,
-        nodata=None,  # NaN after `upsample.image`: each dataset may have a number of its own
+        nodata=None,  # NaN after `upsample.images`: each dataset may have a number of its own
         dataset="+".join(part.dataset for part in parts),
         version="+".join(part.version for part in parts),
         shape=first.shape if len(shapes) == 1 else None,

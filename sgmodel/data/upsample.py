@@ -15,7 +15,7 @@ from sgdata.types import Contract
 GROUPS = ("image_10m", "image_20m", "image_60m")
 
 
-def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, device: torch.device) -> Tensor:
+def images(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, device: torch.device) -> Tensor:
     """Return the images (N, C, H, W) of a batch on `device`, as stored or upsampled from native groups.
 
     Args:
@@ -40,7 +40,7 @@ def image(arrays: dict[str, Tensor], valid_size: Tensor, contract: Contract, dev
             continue
         gsd = int(name[6:-1])
         coarse = arrays[name].to(device, non_blocking=True)
-        fine = finer(coarse, gsd // finest, kernel=contract.resampling, nodata=nodata)
+        fine = upsample(coarse, gsd // finest, kernel=contract.resampling, nodata=nodata)
         names = [band.name for band in contract.bands if band.gsd_m == gsd]
         bands |= zip(names, fine.unbind(1), strict=True)
     return torch.stack([bands[band.name] for band in contract.bands], dim=1)
@@ -56,7 +56,7 @@ def _unified(stored: Tensor, arrays: dict[str, Tensor]) -> Tensor:
     return (images * factor[:, None, None, None]).masked_fill(images == nodata[:, None, None, None], float("nan"))
 
 
-def finer(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
+def upsample(coarse: Tensor, factor: int, *, kernel: str, nodata: int) -> Tensor:
     """Upsample (N, C, h, w) integers of at most 16 bits to (N, C, h factor, w factor) int32. Raises SettingError."""
     x = coarse.to(torch.int32)
     if factor == 1:

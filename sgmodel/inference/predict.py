@@ -260,7 +260,7 @@ def _outputs(
     if predictor.dates == 2:
         dates = [batch.arrays[name].numpy() for name in ("image_before", "image_after")]
     else:
-        dates = [upsample.image(batch.arrays, batch.valid_size, stored, torch.device("cpu")).numpy()]
+        dates = [upsample.images(batch.arrays, batch.valid_size, stored, torch.device("cpu")).numpy()]
     pixels, valid = [], []
     for number, (height, width) in enumerate(batch.valid_size.tolist()):
         stacked = _stack([fit.pixels(date[number, :, :height, :width]) for date in dates])

@@ -135,7 +135,7 @@ def _memory(program: Program[Any], document: bytes, classes: int, side: int) -> 
 
     recipe, spec, _ = _described(program, document, classes)
     half = devices.HALF.get(recipe.training.precision)
-    return memory.of_spec(
+    return memory.estimate(
         spec,
         spec.px or side,
         half,

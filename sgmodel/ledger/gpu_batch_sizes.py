@@ -66,10 +66,10 @@ def _count(size: Size, step: str, precision: devices.Precision, px: int, *, reco
         spec: specs.ModelSpec = specs.AutoencoderSpec(
             encoder=config, decoder=mae.DecoderConfig(), objective=mae.MaskedObjective()
         )
-        return memory.of_spec(spec, px, half, mask_ratio=MASK_RATIO, recompute=recompute)
+        return memory.estimate(spec, px, half, mask_ratio=MASK_RATIO, recompute=recompute)
     head = upernet.HeadConfig() if step == "segment" else None
     recipe = factory.ModelRecipe(backbone="spectralgpt", encoder=config, head=head)
     spec = specs.TaskSpec(
         kind="segmenter" if head else "classifier", recipe=recipe, bands=config.image_bands, classes=CLASSES[step]
     )
-    return memory.of_spec(spec, px, half, recompute=recompute)
+    return memory.estimate(spec, px, half, recompute=recompute)

@@ -74,7 +74,7 @@ def _autoencoder(config: EncoderConfig, decoder: mae.DecoderConfig, mask_ratio: 
 
 def _contrast(spec: specs.ContrastSpec, px: int, compared: int) -> float:
     values = spec.objective.projection
-    encoded = features(spec.recipe, spec.bands, px, dense=False)
+    encoded = backbone(spec.recipe, spec.bands, px, dense=False)
     view = encoded.flops + 2 * encoded.channels[-1] * (encoded.channels[-1] + values)
     if spec.objective.method == "simclr":  # each of two views with those of all images
         return TRAINED * 2 * (view + 4 * compared * values)
@@ -92,7 +92,7 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
         px: Side of the images in pixels.
     """
     images, dense = spec.images, heads.MODELS[spec.kind].dense
-    encoded = features(spec.recipe, spec.bands, px, dense=dense)
+    encoded = backbone(spec.recipe, spec.bands, px, dense=dense)
     head = images * encoded.merge
     if not dense or spec.probe or len(encoded.channels) == 1:
         head += 2 * encoded.sides[-1] ** 2 * encoded.channels[-1] * spec.classes
@@ -105,7 +105,7 @@ def task(spec: specs.TaskSpec, px: int) -> tuple[float, float, float]:
     return images * encoded.flops, head, images * encoded.matching
 
 
-def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> float:
+def _dense_head(config: upernet.HeadConfig, encoded: BackboneCost, classes: int) -> float:
     """Return the forward FLOPs of `upernet.UperHead`."""
     width, coarsest = config.width, config.levels[-1]
     products, areas = 0, []
@@ -127,7 +127,7 @@ def _dense_head(config: upernet.HeadConfig, encoded: Features, classes: int) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Features:
+class BackboneCost:
     """Shapes of the output of a backbone for one image, and its FLOPs.
 
     The output is maps, finest first, or a vector, which is a map of one pixel.
@@ -149,7 +149,7 @@ class Features:
     matching: float = 0.0
 
 
-def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Features:
+def backbone(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> BackboneCost:
     """Return what the backbone of a recipe makes of one image.
 
     Args:
@@ -171,16 +171,16 @@ def features(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Featur
     if recipe.backbone in ("linear", "unet"):
         unet = recipe.backbone == "unet"
         channels = (recipe.widths[0],) if unet else (bands,)
-        return Features(
+        return BackboneCost(
             flops=_unet(recipe.widths, bands, px) if unet else 0, channels=channels, sides=(px if dense else 1,)
         )
     return _counted(recipe, bands, px, dense=dense)
 
 
-def _grid(flops: float, width: int, side: int, *, dense: bool) -> Features:
+def _grid(flops: float, width: int, side: int, *, dense: bool) -> BackboneCost:
     if not dense:
-        return Features(flops=flops, channels=(width,))
-    return Features(flops=flops, channels=(width,) * 4, sides=(side,) * 4, scales=backbones.GRID_SCALES)
+        return BackboneCost(flops=flops, channels=(width,))
+    return BackboneCost(flops=flops, channels=(width,) * 4, sides=(side,) * 4, scales=backbones.GRID_SCALES)
 
 
 def _satmae(config: satmae.SatmaeConfig) -> float:
@@ -199,7 +199,7 @@ def _unet(widths: tuple[int, ...], bands: int, px: int) -> float:
     return 2 * products
 
 
-def _counted(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Features:
+def _counted(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> BackboneCost:
     """Count a backbone of timm, whose hundreds of models have no closed form, as torch runs it on the meta device."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -213,7 +213,7 @@ def _counted(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> Featur
             model.prepare_maps()
         with FlopCounterMode(display=False) as counter:
             outputs = model.maps(images) if dense else [model.pooled(images)[..., None, None]]
-    return Features(
+    return BackboneCost(
         flops=float(counter.get_total_flops()),
         channels=tuple(output.shape[1] for output in outputs),
         sides=tuple(output.shape[-1] for output in outputs),

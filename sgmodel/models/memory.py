@@ -128,7 +128,7 @@ class StepMemory:
         return max(0, int((memory - self.total(0, shards=shards)) // self.sample))
 
 
-def of_spec(
+def estimate(
     spec: specs.ModelSpec,
     px: int,
     half: torch.dtype | None,

@@ -191,7 +191,7 @@ def objective(
     if recipe.mix.mixes:
         how = augment.draw_mix(recipe.mix, batch.samples, batch.epoch, px, seed=seed)
     total, count = torch.zeros((), device=device), torch.zeros((), device=device)
-    encoded = frozen_features.of_batch(batch, device, px)
+    encoded = frozen_features.from_batch(batch, device, px)
     for x, weight in [(encoded[0], torch.ones(len(y), device=device))] if encoded else views(setup, batch):
         if isinstance(x, Tensor):
             # Crop, erase, mix, in this order: a box is erased from one scene, not from a mixture of two.

@@ -178,7 +178,7 @@ def class_weights(share: float, unchanged_factor: float) -> Tensor:
 def objective(setup: Setup, weights: Tensor | None, model: nn.Module, batch: loader.Batch) -> dict[str, Tensor]:
     """Compute the loss over the labelled pixels; both dates and the change map get the same geometry."""
     recipe, px, device = setup.recipe, setup.recipe.windows.px, setup.launch.device
-    before, after = frozen_features.of_batch(batch, device, px) or images(setup, batch)
+    before, after = frozen_features.from_batch(batch, device, px) or images(setup, batch)
     target = training.labels(setup, batch).to(device, non_blocking=True)
     # Images are interpolated bicubically and masks by the nearest pixel; rotations and flips are exact in both.
     target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()

@@ -214,7 +214,7 @@ def _train(setup: Setup, model: mae.MaskedAutoencoder, task: training.TrainingTa
         return signals.stop_code()
     steps = run_folder.read_progress(paths.out).steps
     results = {"steps": steps, "split": test.split, "samples": len(test), **evaluate(setup, model, test)}
-    run_results.conclude(paths.out, "Pretraining", task.card, results, ("loss_token",), task.meter)
+    run_results.write_results(paths.out, "Pretraining", task.card, results, ("loss_token",), task.meter)
     return ExitCode.DONE
 
 

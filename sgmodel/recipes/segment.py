@@ -128,7 +128,7 @@ def objective(
     recipe, px, device = setup.recipe, finetune.image_side(setup), setup.launch.device
     target = training.labels(setup, batch).to(device, non_blocking=True)
     target = augment.transform_masks(target, finetune.geometry(setup, batch), px, setup.ignore).long()
-    (x,) = frozen_features.of_batch(batch, device, px) or images(setup, batch)
+    (x,) = frozen_features.from_batch(batch, device, px) or images(setup, batch)
     log_p = functional.log_softmax(model(x).float(), dim=1)
     return losses.map_loss(recipe, log_p, target, weights, setup.ignore)
 

@@ -12,7 +12,7 @@ from sgmodel.models import state_keys
 from sgmodel.train import loop
 
 
-def with_averages(
+def update_after(
     steps: Iterator[loop.Step], model: nn.Module, averages: dict[str, Tensor], decay: float
 ) -> Iterator[loop.Step]:
     """Yield the steps and update the averages after each that did not fail.

@@ -302,13 +302,13 @@ class ScoringSpec:
     source: loader.Samples | None = None
     sign: Literal[1, -1] = 1
 
-    def conclude(self, out: Path) -> dict[str, Any]:
+    def score_test(self, out: Path) -> dict[str, Any]:
         """Score the test samples, store them with their distance to training samples, and return all figures."""
         test = self.scored.test
         scores = self.compute_scores(test, True)
         if self.source is None:
             return scores.figures
-        return training_distance.conclude(out, scores, self.source, test, by=self.by)
+        return training_distance.write_scored(out, scores, self.source, test, by=self.by)
 
 
 def train(setup: training.TrainingSetup[R], task: training.TrainingTask, scoring: ScoringSpec, paths: RunPaths) -> int:
@@ -349,9 +349,9 @@ def score(
         run_folder.prepare(paths.out, setup.recipe, source.contract, fresh=paths.fresh)
         evaluation = describe_evaluation(setup.recipe, source, scoring.scored.test)
         other_split_results = _read_other_split(paths, evaluation, scoring.by)
-        results = {"steps": 0, **evaluation, **scoring.conclude(paths.out), **other_split_results}
+        results = {"steps": 0, **evaluation, **scoring.score_test(paths.out), **other_split_results}
         card = cards.make_card(model, setup.contract, setup.normalisation, setup.recipe)
-        run_results.conclude(paths.out, scoring.title, card, results, scoring.headlines)
+        run_results.write_results(paths.out, scoring.title, card, results, scoring.headlines)
     return ExitCode.DONE
 
 
@@ -388,7 +388,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         training.run(task, first, paths, report, log.flush, ended=best.stalled)
     if not training.complete(task, paths, ended=best.stalled):
         return signals.stop_code()
-    scores = scoring.conclude(paths.out)
+    scores = scoring.score_test(paths.out)
     if scored.val in (None, scored.test):  # so that `checkpoint-best` always exists
         best.keep(task.model, task.card, _float_figures(scores))
     steps = run_folder.read_progress(paths.out).steps
@@ -397,7 +397,7 @@ def _train(recipe: FinetuneRecipe, task: training.TrainingTask, scoring: Scoring
         # The epoch that the paper reports; selected on the samples of `val_split`, so that their score is biased.
         best_epoch = files.read_plain(paths.out / run_folder.BEST / "figures.json")
         results |= {"val_split": scored.val.split, "best_epoch": best_epoch}
-    run_results.conclude(paths.out, scoring.title, task.card, results, scoring.headlines, task.meter)
+    run_results.write_results(paths.out, scoring.title, task.card, results, scoring.headlines, task.meter)
     return ExitCode.DONE
 
 

@@ -105,7 +105,7 @@ def encode(
     return EncodedSamples(source, gathered)
 
 
-def of_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.EncodedImages]:
+def from_batch(batch: loader.Batch, device: torch.device, px: int) -> list[heads.EncodedImages]:
     """Return the features of the images of a batch, of each date its own; empty for a batch with images.
 
     Args:

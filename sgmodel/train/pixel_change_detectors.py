@@ -62,14 +62,14 @@ class PixelDetector(nn.Module):
 
     def forward(self, before: Tensor, after: Tensor) -> Tensor:
         """Score no change and change at every pixel of images (N, C, H, W): (N, 2, H, W)."""
-        x = features(before, after, self.mean_px)
+        x = pixel_features(before, after, self.mean_px)
         rows = x.movedim(1, -1).reshape(-1, x.shape[1])
         over = torch.from_numpy(self.score(rows.cpu().numpy()).astype(np.float32)) - self.threshold
         over = over.view(len(x), *x.shape[2:]).to(x.device)
         return torch.stack([-over, over], dim=1)
 
 
-def features(before: Tensor, after: Tensor, mean_px: int) -> Tensor:
+def pixel_features(before: Tensor, after: Tensor, mean_px: int) -> Tensor:
     """Return both dates (N, C, H, W) as (N, 2 C, H, W), averaged over windows of `mean_px` pixels a side."""
     x = torch.cat([before, after], dim=1)
     # Without the padding in the mean, so that an edge is no darker than the rest.
@@ -95,7 +95,7 @@ def sample_pixels(
     arrays_of_pairs = []
     for number, before, after, labels in pairs:
         labelled = labels != ignore
-        x = features(before, after, mean_px)[0][:, labelled].T.cpu().numpy()
+        x = pixel_features(before, after, mean_px)[0][:, labelled].T.cpu().numpy()
         arrays_of_pairs.append((x, labels[labelled].numpy() == 1, np.full(len(x), number)))
     x, changed, sample = (np.concatenate(arrays) for arrays in zip(*arrays_of_pairs, strict=True))
     step = -(-len(changed) // MOST_PIXELS)
@@ -131,9 +131,9 @@ def fit(
             raise SettingError(
                 "threshold is 'half', mode 'angle': an angle is no probability; set threshold = 'chosen'"
             )
-        angles = angle(x)
+        angles = spectral_angle(x)
         bounds = np.quantile(angles, THRESHOLDS)
-        return PixelDetector(angle, mean_px, _best_threshold(angles, y, bounds))
+        return PixelDetector(spectral_angle, mean_px, _best_threshold(angles, y, bounds))
     limit = 0.5
     if threshold == "chosen":
         if pixels.sample_count < 2:
@@ -146,7 +146,7 @@ def fit(
     return PixelDetector(_fit_model(method, x, y, seed), mean_px, limit)
 
 
-def angle(x: Array) -> Array:
+def spectral_angle(x: Array) -> Array:
     """Return the angle in radians between the two halves of each feature vector (P, 2 C): (P,)."""
     before, after = np.split(x.astype(np.float64), 2, axis=1)
     lengths = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)

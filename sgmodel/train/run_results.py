@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sgdata")
 
 
-def conclude(
+def write_results(
     out: Path,
     title: str,
     card: ModelCard,

@@ -20,8 +20,7 @@ from sgdata.types import Contract
 from sgmodel import devices, distributed
 from sgmodel.data import band_selection, class_labels, loader, normalise, subset, upsample
 from sgmodel.models import state_keys
-from sgmodel.train import batching, float8, loop, optim, run_folder, signals, wrap_model
-from sgmodel.train import ema as average_weights
+from sgmodel.train import batching, ema, float8, loop, optim, run_folder, signals, wrap_model
 
 if TYPE_CHECKING:
     from sgmodel.checkpoints.cards import ModelCard
@@ -162,7 +161,7 @@ def stored_pixels(setup: TrainingSetup[R], batch: loader.Batch, name: str = "ima
     """Return images (N, C, H, W) in stored units of the input bands of the model, on the device; NaN is no data."""
     device = setup.launch.device
     if name == "image":
-        images = upsample.image(batch.arrays, batch.valid_size, setup.stored, device)
+        images = upsample.images(batch.arrays, batch.valid_size, setup.stored, device)
     else:  # pairs are stored on one grid, never as native groups
         images = batch.arrays[name].to(device, non_blocking=True)
     masked = normalise.mask_nodata(images, setup.stored.nodata)
@@ -352,7 +351,7 @@ def run(
     # One progress bar, not one per process.
     if distributed.is_main_process():
         steps = progress.track(steps, label="training steps", total=task.total - first)
-    averaged = average_weights.with_averages(steps, task.model, task.averaged, training.ema_decay)
+    averaged = ema.update_after(steps, task.model, task.averaged, training.ema_decay)
     with distributed.explain_lost_ranks(), wrap_model.explain_compiler():
         _take_steps(averaged, task, paths, report, flush, ended)
 

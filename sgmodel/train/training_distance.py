@@ -139,7 +139,9 @@ def _fill_nodata(image: Tensor, contract: Contract) -> Tensor:
     return filled if contract.nodata is None else torch.where(filled == contract.nodata, contract.fill, filled)
 
 
-def conclude(out: Path, scores: Scores, source: loader.Samples, held_out: loader.Samples, *, by: str) -> dict[str, Any]:
+def write_scored(
+    out: Path, scores: Scores, source: loader.Samples, held_out: loader.Samples, *, by: str
+) -> dict[str, Any]:
     """Write `scored.parquet` and return the figures with those by distance; the figures alone without `samples`.
 
     Only rank 0 measures and writes.

@@ -75,7 +75,7 @@ def pretraining(
     work = flops.training_sample(card.model, config.image_px, mask_ratio=MASK_RATIO)
     task = training.prepare_task(setting, model, source, objective, bench.paths, card=card, flops=work)
     half = task.launch.half
-    counted = memory.of_spec(card.model, config.image_px, half, mask_ratio=MASK_RATIO)
+    counted = memory.estimate(card.model, config.image_px, half, mask_ratio=MASK_RATIO)
     return Job(task=task, flops=work, memory=counted)
 
 
@@ -118,7 +118,7 @@ def fine_tuning(
             objective = partial(detect_change.objective, setting, None)
     model = finetune.initialise_model(setting, partial(build, setting.recipe, classes), None)
     task = finetune.prepare_task(setting, model, source, objective, bench.paths)
-    counted = memory.of_spec(task.card.model, model_recipe.px, task.launch.half)
+    counted = memory.estimate(task.card.model, model_recipe.px, task.launch.half)
     return Job(task=task, flops=task.meter.flops or 0.0, memory=counted)
 
 
