@@ -57,7 +57,7 @@ _HOME = {
     "list_catalog": ("commands.datasets", "catalog"),
     "list_status": ("commands.checks", "status"),
     "open_build": ("builds.build_folder", "open_build"),
-    "open_map": ("builds.open_map", "open_map"),
+    "open_map": ("results.open_map", "open_map"),
     "open_scenes": ("builds.open_scenes", "open_scenes"),
     "open_shards": ("shards.open_shards", "open_shards"),
     "plan": ("commands.builds", "plan"),
