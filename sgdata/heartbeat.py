@@ -80,7 +80,7 @@ def _write(folder: Path, began: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Heartbeat:
-    """What a writer of an output folder last reported.
+    """Last report of the writer of an output folder.
 
     Attributes:
         process: Number of the process.

@@ -33,7 +33,7 @@ Bounds = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFacts:
-    """What the answers of a task are.
+    """Form of the answers of a task.
 
     Attributes:
         answer: What gets one answer: a scene or a pixel; none without labels.
@@ -102,7 +102,7 @@ class SceneClassification:
 
 @dataclass(frozen=True, kw_only=True)
 class OffsetRule:
-    """Which DN include an offset, and how pixels show it.
+    """Rule for the DN that include an offset, and for the pixels that show it.
 
     Attributes:
         value: Added to DN that include the offset.

@@ -238,7 +238,7 @@ def test_later_ranges_are_redirected_to_admitted_hosts_only(two: tuple[Any, Any]
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(stored)
     typed.fault = other.fault = later
-    waits = ranges.Retries(count=1, wait_s=0.01)
+    waits = ranges.RangeRetries(count=1, wait_s=0.01)
     ours = access_of(typed.url)
     for folder, admitted in (("here", ours), ("away", Access(private=True))):
         found = objects.ObjectFolder(href=f"{typed.url}/{folder}", access=admitted, retries=waits).open("chunk")

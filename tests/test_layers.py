@@ -51,7 +51,7 @@ LAYERS = {
 }
 # Pure modules take data and return data: they open no file, socket or process.
 PURE = (
-    *("types", "errors", "sentinel2", "rasters.grids", "rasters.resample", "rasters.dihedral"),
+    *("types", "errors", "earth", "sentinel2", "rasters.grids", "rasters.resample", "rasters.dihedral"),
     *(
         "rasters.cells",
         "composite.rules",
@@ -227,8 +227,8 @@ def test_imports_stay_shallow() -> None:
     # tokens and counting FLOPs, which every program needs; 0.3 for frozen features, detectors of pixels and the
     # distance of scored samples, 0.5 for the names of output files in a module of their own, and 0.3 for several
     # places, names of data and progress of long jobs; 0.6 for openers of scene files and modules that were split;
-    # 0.5 for cells and kept headers.
-    assert mean <= 13.4, f"a module reaches {mean:.2f} on average: import less, or pass it in"
+    # 0.5 for cells and kept headers; 0.2 for the size of the Earth in one place, which grids need.
+    assert mean <= 13.6, f"a module reaches {mean:.2f} on average: import less, or pass it in"
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -28,7 +28,7 @@ from sgdata.errors import SourceError
 from sgdata.rasters import blosc_frames, crc32c, geotiff, zarr_addresses, zarr_chunks, zarr_metadata, zarr_store
 from sgdata.remote import objects, retry
 from sgdata.remote.objects import ObjectFolder
-from sgdata.remote.ranges import Retries
+from sgdata.remote.ranges import RangeRetries
 from sgdata.scenes.eopf_items import array_paths
 from sgdata.scenes.types import MASK_NODATA, Asset
 from sgdata.sentinel2 import MSI
@@ -535,7 +535,7 @@ def test_a_failed_request_is_an_error_and_a_missing_chunk_is_none(
 ) -> None:
     store = zarr_stores.product(scene, tmp_path / "a")
     path = array_paths()["B04"]
-    once = partial(ObjectFolder, retries=Retries(count=0))
+    once = partial(ObjectFolder, retries=RangeRetries(count=0))
     monkeypatch.setattr(zarr_store, "ObjectFolder", once)
     monkeypatch.setattr(window_staging, "RETRY", retry.RetryPolicy(tries=1))
     status, lost = 0, False

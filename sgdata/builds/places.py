@@ -28,7 +28,7 @@ _FILES = frozenset({"gap_fill", "raster", "sea"})
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceJob:
-    """What to build of one place.
+    """One place to build, with its recipe and paths.
 
     Attributes:
         recipe: Recipe with the place.
@@ -50,7 +50,7 @@ class PlaceJob:
 
 @dataclass(frozen=True, kw_only=True)
 class PlaceOutcome:
-    """What became of one place.
+    """Outcome of one place.
 
     Attributes:
         place: Name.

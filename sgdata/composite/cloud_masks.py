@@ -54,7 +54,7 @@ NOT_BRIGHT, BRIGHT, NEVER_CLEAR, PERHAPS_BRIGHT = 0, 1, 2, 3
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-    """How clouds are masked.
+    """Settings of the cloud mask.
 
     Attributes:
         method: `scl` masks the Sen2Cor classes in `drop`; `probability` masks where the asset `cloud` (0-100) reaches

@@ -25,7 +25,7 @@ ANY_CLEAR = (np.full(256, -1, np.int32), np.array([-1] + [0] * 255, np.int32))
 
 @dataclass(frozen=True, kw_only=True)
 class _Search:
-    """What decides where scenes can matter.
+    """Data that decide where scenes can matter.
 
     Attributes:
         scenes: Scenes with their clear scores.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sgdata import documents, files
+from sgdata import documents, earth, files
 from sgdata.errors import ServiceError, SettingError, SourceError
 from sgdata.labels import tag_rules
 from sgdata.limits import ANSWER_BYTES, ANSWER_SECONDS, ANSWER_VALUES
@@ -37,12 +37,12 @@ KEY_GROUPS = (
     ("building",),
 )
 TILE_KM = 20  # at most 400 km2 a query
-KM_PER_DEGREE = 111.32
+KM_PER_DEGREE = earth.EQUATOR_LONGITUDE_M / 1000
 RETRY = retry.RetryPolicy(tries=5, wait_s=5)
 LIMIT_WAIT_S = 30.0
 """First wait after 429 (Too Many Requests) without Retry-After; it doubles. A slot is seldom free earlier."""
 MOST_HALVINGS = 6
-"""How often a query is halved: from 400 km2 down to 6 km2."""
+"""Greatest number of times that a query is halved: from 400 km2 down to 6 km2."""
 TOO_LARGE = re.compile("timed out|out of memory|duplicate_query", re.IGNORECASE)
 TOO_BUSY = re.compile("too busy|overcrowded|Dispatcher_Client|rate_limited", re.IGNORECASE)
 BBOX = re.compile(r"\[bbox:([^\]]*)\]")

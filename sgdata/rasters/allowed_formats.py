@@ -1,4 +1,4 @@
-"""Which formats may be opened for which purpose, and what a raster may declare before its pixels are read."""
+"""Allow the formats that may be opened for each purpose, and bound what a raster declares before it is read."""
 
 from __future__ import annotations
 

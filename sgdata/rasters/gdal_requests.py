@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sgdata.rasters import geotiff
 from sgdata.remote import object_stores
-from sgdata.remote.ranges import Retries
+from sgdata.remote.ranges import RangeRetries
 
 CUSTOM = (
     *("GDAL_HTTP_HEADERS", "GDAL_HTTP_HEADER_FILE", "GDAL_HTTP_AUTH", "GDAL_HTTP_USERPWD", "GDAL_HTTP_BEARER"),
@@ -28,7 +28,7 @@ def can_request(href: str) -> bool:
     )
 
 
-def retries() -> Retries:
+def retries() -> RangeRetries:
     """Return how often requests are repeated: as often as GDAL's, by the same settings."""
     from rasterio._env import get_gdal_config
 
@@ -36,4 +36,4 @@ def retries() -> Retries:
         chosen = get_gdal_config(name)
         return float(geotiff.READING[name] if chosen is None else chosen)
 
-    return Retries(count=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))
+    return RangeRetries(count=int(setting("GDAL_HTTP_MAX_RETRY")), wait_s=setting("GDAL_HTTP_RETRY_DELAY"))

@@ -45,7 +45,7 @@ READING = {
     "VSI_CACHE": "TRUE",
     "CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/:/vsigs/:/vsiaz/",  # else a second try meets the failure of the first
 }
-"""How files are read, unless the user sets these options of GDAL."""
+"""Options of GDAL with which files are read, unless the user sets them."""
 SAFE = {
     "GDAL_PAM_ENABLED": "NO",
     "GDAL_VRT_ENABLE_PYTHON": "NO",

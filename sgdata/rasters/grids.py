@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from sgdata import earth
 from sgdata.errors import SettingError
 from sgdata.types import Bounds, Grid, Window
 
-EARTH_M = 6_371_000.0
-"""Mean radius of the Earth in metres."""
 SAME_SIZE = 0.05
 """Greatest difference from a stated size of pixels: it is rounded, and that of Web Mercator varies with latitude."""
 
@@ -108,7 +107,7 @@ def ground_size_m(grid: Grid) -> float:
     if not crs.is_geographic:
         return grid.gsd_m * crs.axis_info[0].unit_conversion_factor / scale_factor(grid)
     _, south, _, north = grid.bounds
-    return math.radians(grid.gsd_m) * EARTH_M * math.sqrt(max(math.cos(math.radians((south + north) / 2)), 0.0))
+    return math.radians(grid.gsd_m) * earth.RADIUS_M * math.sqrt(max(math.cos(math.radians((south + north) / 2)), 0.0))
 
 
 def cut_tiles(shape: tuple[int, int], rows: int, cols: int | None = None) -> Iterator[Window]:

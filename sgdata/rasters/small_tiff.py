@@ -157,7 +157,7 @@ def _plain(content: bytes) -> TiffImage | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Head:
-    """What precedes the pixels of a plain image.
+    """Bytes that precede the pixels of a plain image.
 
     Attributes:
         dtype: Type of the pixels in the file.
@@ -235,7 +235,7 @@ def _check_no_data(pixels: Array, stated: object) -> None:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Layout:
-    """Where the values of the tags of a directory are; `end` is the end of those outside it.
+    """Positions of the values of the tags of a directory; `end` is the end of those outside it.
 
     Attributes:
         inline: Values in the directory, by tag.

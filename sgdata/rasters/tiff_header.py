@@ -84,7 +84,7 @@ class MissingBytesError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockTable:
-    """What is needed to read any window of a file.
+    """Layout of a file, with which any window of it can be read.
 
     Attributes:
         grid: Grid of the file.

@@ -33,7 +33,7 @@ ABSENT = 2**64 - 1
 
 @dataclass(frozen=True)
 class ChunkLocation:
-    """Where a chunk is stored: an object, and its bytes there (all of it if `stop` is None)."""
+    """Storage of a chunk: an object, and its bytes there (all of it if `stop` is None)."""
 
     key: str
     start: int = 0

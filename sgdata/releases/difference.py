@@ -65,7 +65,7 @@ class OutputChange:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputDifference:
-    """How an output differs from an earlier one.
+    """Differences of an output from an earlier one.
 
     Attributes:
         before: The earlier output.

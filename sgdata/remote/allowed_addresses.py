@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from sgdata.errors import SourceError
 
 REMOTE = re.compile(r"(https?|s3|gs|az)://([^/?#]*)(?:[/?#]|$)")
-"""What a remote document may name: scheme and authority."""
+"""Addresses that a remote document may name: scheme and authority."""
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _ARCHIVE = re.compile(r"(?:/vsi(?:zip|tar|gzip)/|(?:zip|tar|gzip)(?:\+file)?://)")
 """Prefixes by which GDAL and rasterio open a file inside a local archive."""
@@ -28,7 +28,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 @dataclass(frozen=True, kw_only=True)
 class Access:
-    """What the documents of one source may name.
+    """Addresses that the documents of one source may name.
 
     Attributes:
         root: Folder below which files may be named; None: no files.

@@ -15,7 +15,7 @@ CAUTIOUS_S = 10.0
 
 
 class HostLimit:
-    """How many requests one host is sent at a time.
+    """Number of requests that one host is sent at a time.
 
     The number grows by 1 with every answer until the host first refuses one (429 or 503); then it is halved, and grows
     by 1 with as many answers as are in flight, as TCP does. Requests that were in flight together count as one refusal.

@@ -16,7 +16,7 @@ from sgdata.errors import SourceError
 from sgdata.limits import Limit
 from sgdata.remote import file_identity, kept_headers, object_stores, ranges
 from sgdata.remote.allowed_addresses import Access, access_of, check_host
-from sgdata.remote.ranges import RemoteFile, Retries
+from sgdata.remote.ranges import RangeRetries, RemoteFile
 
 HEAD_BYTES, DOCUMENT_BYTES = 1 << 13, 1 << 18
 """Bytes that are read of an object when it is opened, and of a document."""
@@ -68,7 +68,7 @@ class ObjectFolder:
     access: Access | None = None
     headers: Path | None = None
     documents: bool = False
-    retries: Retries = field(default_factory=Retries)
+    retries: RangeRetries = field(default_factory=RangeRetries)
 
     def at(self, key: str) -> str:
         """Return the address of an object; for messages, pass it through `urls.without_secrets`."""

@@ -66,8 +66,10 @@ class FailedError(retry.TransientError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retries:
-    """How often a failed request is sent again.
+class RangeRetries:
+    """Number of times that a failed request is sent again, and the wait before each.
+
+    Unlike `retry.RetryPolicy`, which repeats a whole operation such as the staging of a file.
 
     Attributes:
         count: Tries after the first, not counting those that a server refused while it answered others.
@@ -102,7 +104,7 @@ class RemoteFile:
 
 
 def open_file(
-    url: str, access: Access, *, first_bytes: int, retries: Retries, sign: Sign | None = None
+    url: str, access: Access, *, first_bytes: int, retries: RangeRetries, sign: Sign | None = None
 ) -> tuple[RemoteFile, bytes] | None:
     """Read the first bytes of a file, and what its server says of it, in one request.
 
@@ -140,7 +142,7 @@ def open_file(
         raise SourceError(unreadable(url, error)) from error
 
 
-def read(file: RemoteFile, start: int, stop: int, retries: Retries) -> memoryview:
+def read(file: RemoteFile, start: int, stop: int, retries: RangeRetries) -> memoryview:
     """Read bytes `start` to `stop` (exclusive) of a file.
 
     Raises:
@@ -181,7 +183,7 @@ def _with_obstore(url: str, access: Access) -> tuple[bool, bool]:
     return object_stores.can_read(url) and not (stay and not object_stores.stays(url)), stay
 
 
-def _call(attempt: Callable[[str, bool], Any], url: str, retries: Retries, sign: Sign | None) -> Any:
+def _call(attempt: Callable[[str, bool], Any], url: str, retries: RangeRetries, sign: Sign | None) -> Any:
     """Call `attempt(address, failed)` within the limit of a host until it succeeds; `failed` says that it did before.
 
     An address whose signature is refused is signed anew, so that a file goes on where it was.

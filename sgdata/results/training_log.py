@@ -20,7 +20,7 @@ SPEED = {
     "wait_share": ("data wait", "{:.1%}"),
     "memory_gb": ("memory in GB", "{:.3g}"),
 }
-"""What the figures of speed of a run are called, and their format."""
+"""Names of the figures of speed of a run, and their format."""
 
 
 def read(path: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:

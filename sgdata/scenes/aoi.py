@@ -15,7 +15,7 @@ from sgdata.sentinel2 import MSI
 from sgdata.types import Bounds, Grid
 
 CORNER_DEGREES = 1e-6
-"""How far corners of a rectangle may be off, a tenth of a metre, by rounding."""
+"""Tolerance for the corners of a rectangle, a tenth of a metre: coordinates are rounded."""
 
 OUTLINES = "give --aoi a polygon in GeoJSON, GeoPackage, Shapefile, KML or GeoParquet"
 

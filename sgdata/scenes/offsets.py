@@ -40,7 +40,7 @@ STORE_HOSTS = (".amazonaws.com", ".blob.core.windows.net", ".dataspace.copernicu
 
 @dataclass(frozen=True, kw_only=True)
 class OffsetSettings:
-    """How offsets are decided where metadata and pixels do not agree.
+    """Settings that decide offsets where metadata and pixels do not agree.
 
     Attributes:
         untestable: Stop at, or leave out, a scene whose offset neither metadata nor pixels determine.

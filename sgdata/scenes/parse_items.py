@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pystac
 
 PRODUCT = re.compile(r"S2[A-Z]_MSIL[12][A-Z]_")
-"""How names of ESA's products begin."""
+"""Prefixes of the names of ESA's products."""
 PRODUCT_KEYS = ("product_metadata", "product-metadata")
 
 

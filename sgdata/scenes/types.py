@@ -107,9 +107,9 @@ class Unusable(Dropped):
 MASK_NODATA = 254
 """Value of mask layers where they end or have no data. Not 255, which many users' masks have for cloud."""
 TWIN = "twin of "
-"""How the reason of a twin begins."""
+"""Prefix of the reason of a twin."""
 UNUSABLE, UNREADABLE = "unusable: ", "unreadable: "
-"""How reasons in a lock begin: an item lacks what is needed (found by the plan), a file cannot be read (by a build)."""
+"""Prefixes of reasons: an item lacks what is needed (found by the plan), a file cannot be read (by a build)."""
 
 
 def lost(dropped: Iterable[Dropped]) -> list[Dropped]:

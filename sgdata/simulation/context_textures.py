@@ -1,4 +1,4 @@
-"""How the context ground arranges materials inside its parcels: rows, roofs, crowns and pools. Pure.
+"""Arrange materials inside the parcels of the context ground: rows, roofs, crowns and pools. Pure.
 
 The covers of `catalogs/tables/simulated_arrangements.tsv` share their materials across classes, so that a single pixel
 says little about its class. What differs is the pattern of objects of material b on ground of material a, and its size:

@@ -22,7 +22,7 @@ SNAP_M = 60  # the least common multiple of 10, 20 and 60 m: only then do the th
 
 
 GROUNDS = ("plain", "context")
-"""What tells classes apart: the spectra of their pixels, or the arrangement of materials that they share."""
+"""Kinds of ground: spectra of pixels distinguish the classes, or the arrangement of materials that they share."""
 
 
 @dataclass(frozen=True, kw_only=True)

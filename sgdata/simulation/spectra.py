@@ -87,7 +87,7 @@ def table(day: int) -> Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Surface:
-    """What stays of the ground over the year, per 10 m pixel: (H, W) each.
+    """Properties of the ground that stay over the year, per 10 m pixel: (H, W) each.
 
     `a`, `b` index the columns of `table`; `mix` is the share of b; `bright` and `vigour` are relative fields, to which
     `relief` is added once for each height by which shadows are longer than things are high; `label` is the land cover

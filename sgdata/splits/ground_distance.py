@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sgdata import earth
 from sgdata.types import Array
-
-# WGS 84: semi-major axis in metres, and square of the first eccentricity.
-_AXIS_M, _E2 = 6_378_137.0, 0.006_694_379_990_14
 
 SIDES = 1.1
 """Distance of the centres of neighbours in sides of a sample: neither diagonal nor with another sample between."""
@@ -52,7 +50,7 @@ def from_boxes(boxes: Array, shapes: Array, gsd_m: float, geographic: Array) -> 
     latitude, longitude = (boxes[:, 1] + boxes[:, 3]) / 2, (boxes[:, 0] + boxes[:, 2]) / 2
     # The box of a square that is rotated to north is larger than the square.
     size = shapes[:, ::-1] * gsd_m
-    east, north = _metres_per_degree(latitude)
+    east, north = earth.metres_per_degree(latitude)
     in_degrees = np.stack([(boxes[:, 2] - boxes[:, 0]) * east, (boxes[:, 3] - boxes[:, 1]) * north], axis=1)
     return SampleGround(latitude=latitude, longitude=longitude, size_m=np.where(geographic[:, None], in_degrees, size))
 
@@ -124,23 +122,17 @@ def between(one: SampleGround, other: SampleGround) -> Array:
 
 def offsets(one: SampleGround, other: SampleGround) -> Array:
     """Return (N, 2) metres between the centres of N pairs, east and north."""
-    east, north = _metres_per_degree((one.latitude + other.latitude) / 2)
+    east, north = earth.metres_per_degree((one.latitude + other.latitude) / 2)
     around = np.abs(one.longitude - other.longitude) % 360
     apart = np.minimum(around, 360 - around)
     return np.stack([apart * east, np.abs(one.latitude - other.latitude) * north], axis=1)
 
 
-def _metres_per_degree(latitude: Array) -> tuple[Array, Array]:
-    """Return metres per degree of longitude and of latitude, by the radii of curvature of the ellipsoid."""
-    angle = np.radians(latitude)
-    root = np.sqrt(1 - _E2 * np.sin(angle) ** 2)
-    normal, meridian = _AXIS_M / root, _AXIS_M * (1 - _E2) / root**3
-    return np.radians(normal * np.cos(angle)), np.radians(meridian)
-
-
 def _ecef(ground: SampleGround) -> Array:
     """Return (N, 3) geocentric metres of the centres: straight lines between them are never longer than the ground."""
     north, east = np.radians(ground.latitude), np.radians(ground.longitude)
-    normal = _AXIS_M / np.sqrt(1 - _E2 * np.sin(north) ** 2)
+    normal = earth.AXIS_M / np.sqrt(1 - earth.ECCENTRICITY_2 * np.sin(north) ** 2)
     flat = normal * np.cos(north)
-    return np.stack([flat * np.cos(east), flat * np.sin(east), normal * (1 - _E2) * np.sin(north)], axis=1)
+    return np.stack(
+        [flat * np.cos(east), flat * np.sin(east), normal * (1 - earth.ECCENTRICITY_2) * np.sin(north)], axis=1
+    )

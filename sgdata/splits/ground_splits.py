@@ -8,19 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sgdata import earth
 from sgdata.errors import SettingError
 from sgdata.splits import block_split, ground_distance
 from sgdata.splits.block_split import LEFT_OUT, SPLITS
 from sgdata.splits.ground_distance import SampleGround
 from sgdata.types import Array
 
-# Metres per degree on a sphere of the Earth's mean radius; blocks need no better.
-_DEGREE_M = 111_195.0
-
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings:
-    """How splits are drawn.
+    """Settings of the drawing of splits.
 
     Attributes:
         block_m: Side of a block in metres; blocks go to a part as a whole.
@@ -68,9 +66,9 @@ def block_indices(ground: SampleGround, block_m: float) -> Array:
 
     Rows are bands of latitude of `block_m`; each is cut into columns of that width at its middle, from Greenwich on.
     """
-    row = np.floor(ground.latitude * _DEGREE_M / block_m)
-    middle = np.radians(np.clip((row + 0.5) * block_m / _DEGREE_M, -89.9, 89.9))
-    column = np.floor(ground.longitude * _DEGREE_M * np.cos(middle) / block_m)
+    row = np.floor(ground.latitude * earth.DEGREE_M / block_m)
+    middle = np.radians(np.clip((row + 0.5) * block_m / earth.DEGREE_M, -89.9, 89.9))
+    column = np.floor(ground.longitude * earth.DEGREE_M * np.cos(middle) / block_m)
     return np.stack([row, column], axis=1).astype(np.int64)
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sgdata import earth
 from sgdata.splits import ground_distance
 from sgdata.types import Array, Bounds
 
-# Metres per degree of latitude and longitude at the equator, where a degree of latitude is shortest, so that distances
-# are never overestimated.
-_LATITUDE_M, _LONGITUDE_M = 110_574.0, 111_320.0
+# Those of the equator, where a degree of latitude is shortest, so that distances are never overestimated.
+_LATITUDE_M, _LONGITUDE_M = earth.EQUATOR_LATITUDE_M, earth.EQUATOR_LONGITUDE_M
 # Tolerances: windows are exact; boxes are rounded to 1e-7 degree and their pixels are 10 m only to 0.1 %.
 _EXACT_M, _ROUNDED_M = 5.0, 15.0
 

@@ -30,7 +30,7 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedList:
-    """What is known of a published list without a copy of it.
+    """Name, size and hash of a published list, which is not copied.
 
     Attributes:
         name: Name of the split set on the dataset's card.

@@ -73,24 +73,24 @@ def _readable(href: str) -> FileIO:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
+class _LocalTiff:
     file: FileIO
     size: int
     table: BlockTable
     shown: str
 
 
-def _open(handle: FileIO, shown: str) -> _Opened:
+def _open(handle: FileIO, shown: str) -> _LocalTiff:
     size = os.fstat(handle.fileno()).st_size
 
     def read(start: int, stop: int) -> bytes:
         return os.pread(handle.fileno(), stop - start, start)
 
     parts = {0: read(0, tiff_header.HEADER_BYTES)}
-    return _Opened(file=handle, size=size, table=tiff_header.read_table(read, parts, size, shown), shown=shown)
+    return _LocalTiff(file=handle, size=size, table=tiff_header.read_table(read, parts, size, shown), shown=shown)
 
 
-def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
+def _read_strips(opened: _LocalTiff, window: Window) -> Iterator[Array]:
     """Yield a window from top to bottom in strips of about `geotiff.STRIP_BYTES` that end where blocks end."""
     table = opened.table
     height = table.block[0]
@@ -116,7 +116,7 @@ def _read_strips(opened: _Opened, window: Window) -> Iterator[Array]:
         row = stop
 
 
-def _greatest_block(opened: _Opened, window: Window) -> int:
+def _greatest_block(opened: _LocalTiff, window: Window) -> int:
     """Return the most bytes of a block in a window. Raises DamagedBlockError or SourceError if that cannot be."""
     table = opened.table
     rows, cols = tiff_blocks.rows_of(table, window), tiff_blocks.cols_of(table, window)
@@ -129,7 +129,7 @@ def _greatest_block(opened: _Opened, window: Window) -> int:
     return greatest
 
 
-def _read_block(opened: _Opened, at: tuple[int, int], stored: memoryview) -> memoryview:
+def _read_block(opened: _LocalTiff, at: tuple[int, int], stored: memoryview) -> memoryview:
     """Read the bytes of one block into `stored`. Raises DamagedBlockError."""
     content = stored[: int(opened.table.sizes[at])]
     try:

@@ -17,7 +17,7 @@ from sgdata.rasters import gdal_requests, tiff_blocks, tiff_header
 from sgdata.rasters.tiff_header import BlockTable, OtherLayoutError
 from sgdata.remote import file_identity, kept_headers, ranges, retry
 from sgdata.remote.allowed_addresses import access_of, check_host
-from sgdata.remote.ranges import RemoteFile, Retries
+from sgdata.remote.ranges import RangeRetries, RemoteFile
 from sgdata.scenes import signing
 from sgdata.staging import scene_files
 from sgdata.staging.scene_files import SceneFile, WindowRequest
@@ -69,16 +69,16 @@ def open_remote_tiff(request: WindowRequest, href: str) -> Iterator[SceneFile]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Opened:
+class _RemoteTiff:
     file: RemoteFile
     table: BlockTable
-    retries: Retries
+    retries: RangeRetries
 
 
 # --- header --------------------------------------------------------------------------------
 
 
-def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
+def _open(request: WindowRequest, href: str, shown: str) -> _RemoteTiff:
     """Return a file with its header, as an earlier run kept it or from its server."""
     access, tries = request.access or access_of(href), gdal_requests.retries()
     kept = request.headers and kept_headers.path_of(request.headers, href)
@@ -86,7 +86,7 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     if kept is not None and (known := kept_headers.read(kept, href, access, sign)) is not None:
         file, parts = known
         check_host(href, access)
-        return _Opened(file=file, table=tiff_header.parse(parts, file.size, shown), retries=tries)
+        return _RemoteTiff(file=file, table=tiff_header.parse(parts, file.size, shown), retries=tries)
     opened = ranges.open_file(href, access, first_bytes=tiff_header.HEADER_BYTES, retries=tries, sign=sign)
     if opened is None:
         absent = retry.RefusedError(404)
@@ -98,7 +98,7 @@ def _open(request: WindowRequest, href: str, shown: str) -> _Opened:
     )
     if kept is not None:
         kept_headers.write(kept, href, file, parts)
-    return _Opened(file=file, table=table, retries=tries)
+    return _RemoteTiff(file=file, table=table, retries=tries)
 
 
 # --- pixels --------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ class _PrefetchBudget:
 _prefetch = _PrefetchBudget()
 
 
-def _read_strips(opened: _Opened, windows: list[Window], shown: str) -> Iterator[tuple[Window, Array]]:
+def _read_strips(opened: _RemoteTiff, windows: list[Window], shown: str) -> Iterator[tuple[Window, Array]]:
     """Yield windows in strips, one for each row of blocks, while further ranges are on their way."""
     table = opened.table
     joined = tiff_blocks.plan_ranges(table, windows)
@@ -169,7 +169,7 @@ def _decode_part(
     return out
 
 
-def _fetch(opened: _Opened, span: tiff_blocks.ByteRange) -> memoryview:
+def _fetch(opened: _RemoteTiff, span: tiff_blocks.ByteRange) -> memoryview:
     return ranges.read(opened.file, span.start, span.stop, opened.retries)
 
 
