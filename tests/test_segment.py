@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from sgdata.errors import ExitCode, SettingError, SourceError
 from sgdata.shards import tar_format, write_shards
 from sgmodel.checkpoints import cards
 from sgmodel.recipes import pretrain, segment
-from sgmodel.train import run_paths
+from sgmodel.train import finetune, run_paths
 
 TINY = (
     "model.encoder.image_px=32",
@@ -64,6 +65,18 @@ def test_a_run_leaves_scores_and_pictures(whole: Path) -> None:
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines if "miou" in line] == [1, 2]
     assert (whole / "pictures" / "step-000005.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_best_checkpoint_is_that_of_the_smallest_figure_where_smaller_is_better(
+    folder: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "ScoringSpec", partial(finetune.ScoringSpec, sign=-1))
+    assert segment.main(recipe("tiny", *TINY), run_paths_for(folder, tmp_path / "run")) == 0
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    scores = [*(line["miou"] for line in lines if "miou" in line), results(whole)["miou"]]
+    assert min(scores) < max(scores)
+    for out, chosen in ((whole, max(scores)), (tmp_path / "run", min(scores))):
+        assert results(out)["best_epoch"]["miou"] == chosen  # type: ignore[index]
 
 
 def test_interrupted_equals_uninterrupted_with_dropout_on(

@@ -14,7 +14,7 @@ import numpy as np
 from sgdata import files, output_names
 from sgdata.errors import OutputError
 from sgdata.rasters import cog
-from sgdata.types import Array, Grid, LabelSpace, Window
+from sgdata.types import Array, Grid, LabelSpace, Task, Window
 from sgmodel.inference import tiling
 
 ROWS, CLASSES, PROBABILITIES, EMBEDDINGS = output_names.PATCHES, "classes.tif", "probabilities.tif", "embeddings.tif"
@@ -109,7 +109,7 @@ def write_maps(maps: MapFiles, outputs: Iterable[tiling.Row]) -> None:
             if maps.classes:
                 classes.add(most_likely(maps.space, output, valid)[None])
             if maps.values:
-                _mask_and_round(output, valid, rounded=bool(maps.space.ids))
+                _mask_and_round(output, valid, rounded=value_file(maps.space.task) == PROBABILITIES)
                 values.add(output)
         if maps.values:
             _write_values(maps, values)
@@ -132,8 +132,7 @@ def _mask_and_round(output: Array, valid: Array, *, rounded: bool) -> None:
 def _write_values(maps: MapFiles, values: ScratchMap) -> None:
     names = maps.space.names or tuple(f"feature {number}" for number in range(maps.channels))
     style = cog.RasterStyle(descriptions=names, nodata=float("nan"), dtype="float32", tags=maps.tags)
-    name = PROBABILITIES if maps.space.ids else EMBEDDINGS
-    cog.write(maps.out / name, maps.grid, values.blocks(maps.grid, style), style=style)
+    cog.write(maps.out / value_file(maps.space.task), maps.grid, values.blocks(maps.grid, style), style=style)
 
 
 def _write_classes(maps: MapFiles, classes: ScratchMap) -> None:
@@ -146,6 +145,17 @@ def _write_classes(maps: MapFiles, classes: ScratchMap) -> None:
         classes=legend(maps.space),
     )
     cog.write(maps.out / CLASSES, maps.grid, classes.blocks(maps.grid, style), style=style)
+
+
+def value_file(task: Task) -> str:
+    """Return the name of the raster of all values of each cell."""
+    match task:
+        case "none":
+            return EMBEDDINGS
+        case "single-label" | "multi-label" | "segmentation" | "change":
+            return PROBABILITIES
+        case unknown:
+            assert_never(unknown)
 
 
 def class_type(space: LabelSpace) -> Literal["uint8", "uint16", "int32"]:
