@@ -50,11 +50,12 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         head_std: Standard deviation with which the head is re-initialised after weights were loaded; 0 keeps it.
         labels_from: Where labels come from; "mask" gives a scene the classes that cover at least `min_share` of it.
         min_share: Share of a mask that a class must cover to be a label.
-        mode: As elsewhere, or one that trains no weights of the backbone: "knn", the classes of the most similar
-            training samples vote, or "logistic", scikit-learn's logistic regression on standardised features.
+        mode: Trained weights: all of them ("finetune"), those of the head on a frozen backbone ("frozen"), or those of
+            one linear layer on it ("linear-probe"). "knn" and "logistic" train no model: the most similar training
+            samples vote, or scikit-learn fits a logistic regression to standardised features.
         neighbours: Number of training samples that vote with `mode` "knn".
-        votes: Weights of these votes: "cosine" by the similarity of features, or "equal" for the nearest by Euclidean
-            distance of standardised features.
+        votes: Weights of the votes with `mode` "knn": "cosine" by the similarity of features, or "equal" for the
+            nearest by Euclidean distance of standardised features.
         penalty: Strength of the L2 penalty with `mode` "logistic".
         shots: Training samples of each class that are used, those with the lowest SHA-256 of "<fraction_seed>:<key>";
             0 for all.

@@ -55,10 +55,12 @@ class ChangeRecipe(finetune.FinetuneRecipe, finetune.MapSettings):
         weighting: Class weights; "share" is [2 q unchanged_factor, 2 (1 - q)] for a share q of changed pixels in the
             training scenes, "balanced" is total / (2 x labelled pixels of the class).
         unchanged_factor: Factor on the weight of unchanged pixels; 1 balances the classes, the released code has 10.
-        mode: Which weights are trained; or a detector of single pixels in place of the model: "logistic" or "boosting"
-            of both dates (scikit-learn), or the spectral "angle" between them.
-        mean_px: Side of the windows whose means are the input of such a detector, in pixels; 1 for single pixels.
-        threshold: Its probability of change from which a pixel has changed: "half", or "chosen" on training samples.
+        mode: Trained weights: all of them ("finetune"), those of the head on a frozen backbone ("frozen"), or those of
+            one linear layer on it ("linear-probe"). "logistic", "boosting" and "angle" use a detector of single pixels
+            in place of the model: scikit-learn's on both dates, or the spectral angle between them.
+        mean_px: Side in pixels of the windows whose means are the input of a detector of single pixels; 1 for none.
+        threshold: Probability from which a detector of single pixels reports change: "half" is 0.5, "chosen" is the one
+            with the best F1 on training samples.
         drop_incomplete: Whether to leave windows of `scored` that do not fill a batch out of the score, as the released
             code does.
     """

@@ -53,7 +53,8 @@ class FinetuneRecipe:
         training: Duration, batch and optimizer.
         normalise: Normalisation of the images.
         augment: Random crops, flips and turns.
-        mode: Which weights are trained: all of them, the head on a frozen backbone, or one linear layer on it.
+        mode: Trained weights: all of them ("finetune"), those of the head on a frozen backbone ("frozen"), or those of
+            one linear layer on it ("linear-probe").
         accept: Contract fields in which the starting weights may differ from the data.
         features_gb: Largest memory, in 10^9 bytes, for features of a frozen backbone that are computed once per sample;
             larger ones, and those of samples that are augmented, are computed in each step.
