@@ -137,15 +137,17 @@ def _cell_cols(part: Cells, grid: Grid) -> Array:
 
 def enclose(part: Cells, grid: Grid) -> Window | None:
     """Return the smallest window of a grid with all its pixels in cells that are included; None without any."""
-    rows, cols = _cell_rows(part, grid), _cell_cols(part, grid)
-    padded = np.pad(part.included, 1)
-    inside = padded[np.ix_(np.unique(rows) + 1, np.unique(cols) + 1)]
-    if not inside.any():
+    if 0 in grid.shape:
         return None
-    down = np.isin(rows, np.unique(rows)[inside.any(axis=1)]).nonzero()[0]
-    across = np.isin(cols, np.unique(cols)[inside.any(axis=0)]).nonzero()[0]
-    height, width = down[-1] + 1 - down[0], across[-1] + 1 - across[0]
-    return Window(row=int(down[0]), col=int(across[0]), height=int(height), width=int(width))
+    rows, cols = _cell_rows(part, grid), _cell_cols(part, grid)
+    inside = np.pad(part.included, 1)[rows[0] + 1 : rows[-1] + 2, cols[0] + 1 : cols[-1] + 2]
+    down, across = (np.flatnonzero(inside.any(axis=axis)) for axis in (1, 0))
+    if not len(down):
+        return None
+    # Cells of pixels follow each other: the first pixel of the first cell, and that after the last one.
+    top, bottom = np.searchsorted(rows - rows[0], [down[0], down[-1] + 1]).tolist()
+    left, right = np.searchsorted(cols - cols[0], [across[0], across[-1] + 1]).tolist()
+    return Window(row=top, col=left, height=bottom - top, width=right - left)
 
 
 def find_spans(part: Cells, grid: Grid, margin: int) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:

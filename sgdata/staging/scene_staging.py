@@ -242,9 +242,9 @@ def offset_evidence(
                 if name in scene.files:
                     plane[inside.slices] = _thinned(scene.files[name], grids.crop(part, inside), grid.gsd_m)
         if tested is not None:
-            beside = ~cells.on_pixels(tested, part)
-            dn[:, beside] = 0
-            untested += int(np.count_nonzero(np.isin(classes, MSI.classes.offset_test) & beside))
+            inside_cells = cells.on_pixels(tested, part)
+            dn *= inside_cells
+            untested += int(np.count_nonzero(np.isin(classes, MSI.classes.offset_test) & ~inside_cells))
         totals += offset_pixels.count_test_pixels(classes, dn)
     eligible, ground, valid, *counts = totals.tolist()
     dark, near = (round(number / max(eligible * len(names), 1), 6) for number in counts)

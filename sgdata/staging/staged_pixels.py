@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,18 +72,42 @@ def compute_hash(staged: StagedWindow, part: Cells | None) -> str:
         staged: The window, which holds the cells.
         part: The cells; None for the whole window.
     """
-    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
-    if part is None:
-        rows = max(_PIECE // max(staged.grid.shape[1] * np.dtype(staged.dtype).itemsize, 1), 1)
-        for first in range(0, staged.grid.shape[0], rows):
-            values = staged.rows(first, min(first + rows, staged.grid.shape[0]))
-            digest.update(geotiff.little_endian(values))
-        return digest.hexdigest()
-    digest.update(files.canonical_json(part))
-    for first, last, spans in cells.find_spans(part, staged.grid, MARGIN_PX):
-        values = staged.rows(first, last)
-        digest.update(geotiff.little_endian(np.concatenate([values[:, a:b] for a, b in spans], axis=1)))
+    digest = _start_hash(staged, part)
+    for values in _pieces(staged, part):
+        digest.update(geotiff.little_endian(values))
     return digest.hexdigest()
+
+
+def search_and_hash(staged: StagedWindow, part: Cells) -> tuple[str, bool]:
+    """Return the hash of some cells of a window, and whether some pixel in them may have no data, in one pass."""
+    digest, holes = _start_hash(staged, part), False
+    for values in _pieces(staged, part):
+        holes = holes or has_holes(values)
+        digest.update(geotiff.little_endian(values))
+    return digest.hexdigest(), holes
+
+
+def _start_hash(staged: StagedWindow, part: Cells | None) -> hashlib._Hash:
+    digest = hashlib.sha256(geotiff.digest_start(staged.grid, 1, staged.dtype))
+    if part is not None:
+        digest.update(files.canonical_json(part))
+    return digest
+
+
+def _pieces(staged: StagedWindow, part: Cells | None) -> Iterator[Array]:
+    """Yield the pixels that are hashed, row by row, in pieces of at most some megabytes."""
+    height, width = staged.grid.shape
+    rows = max(_PIECE // max(width * np.dtype(staged.dtype).itemsize, 1), 1)
+    if part is None:
+        for first in range(0, height, rows):
+            yield staged.rows(first, min(first + rows, height))
+        return
+    top, held = 0, np.empty((0, width), staged.dtype)
+    for first, last, spans in cells.find_spans(part, staged.grid, MARGIN_PX):
+        if last > top + len(held):  # rows of several cells at a time
+            top, held = first, staged.rows(first, max(min(first + rows, height), last))
+        values = held[first - top : last - top]
+        yield values if spans == [(0, width)] else np.concatenate([values[:, a:b] for a, b in spans], axis=1)
 
 
 def has_holes(values: Array) -> bool:
@@ -104,13 +129,3 @@ def write_part(file: int, width: int, part: Window, values: Array) -> None:
         while line:  # a disk that fills up takes part of it first
             written = os.pwrite(file, line, at)
             line, at = line[written:], at + written
-
-
-def any_holes(staged: StagedWindow) -> bool:
-    """Return whether some pixel may have no data in the cells of a window that is staged in part."""
-    assert staged.cells is not None
-    for first, last, spans in cells.find_spans(staged.cells, staged.grid, MARGIN_PX):
-        values = staged.rows(first, last)
-        if any(has_holes(values[:, a:b]) for a, b in spans):
-            return True
-    return False

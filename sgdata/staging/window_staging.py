@@ -249,9 +249,8 @@ def _copied_in_part(request: WindowRequest, href: str, done: Path, staged: Stage
     copied = StagedWindow(
         path=str(data), grid=source.grid, dtype=source.dtype, sha256="", holes=holes, source=source.identity, cells=held
     )
-    copied = replace(
-        copied, sha256=staged_pixels.compute_hash(copied, held), holes=holes or staged_pixels.any_holes(copied)
-    )
+    sha256, some_empty = staged_pixels.search_and_hash(copied, held)
+    copied = replace(copied, sha256=sha256, holes=holes or some_empty)
     files.write(done, files.checked_json(copied), durable=False)
     return copied
 
