@@ -82,6 +82,11 @@ def test_change_is_learned_and_scored_per_city(whole: Path) -> None:
     assert low <= figures["f1"] <= high
 
 
+def test_the_program_counts_windows_in_the_place_of_pairs(folder: Path) -> None:
+    assert detect_change.PROGRAM.count is not None
+    assert detect_change.PROGRAM.count(recipe(), folder) == 5 * 4 + 3 * 3 + 4 * 6
+
+
 def test_interrupted_equals_uninterrupted(folder: Path, whole: Path, tmp_path: Path) -> None:
     made = recipe("training.epochs=12", "val_split=test", "evaluate_every=6")
     assert detect_change.main(made, run_paths_for(folder, tmp_path, stop_after=3)) == ExitCode.FINDINGS

@@ -90,11 +90,8 @@ def _samples(
 ) -> int:
     if contract is None:
         return outline.train if outline else 0
-    if run.program == "detect_change":
-        from sgmodel.data import loader, windows
-
-        pairs = loader.Samples(paths.data[run.data], recipe.training.split, ("image_before", "mask"))
-        return len(windows.WindowedSamples(pairs, recipe.windows))
+    if count := paths.programs[run.program]().count:
+        return count(recipe, paths.data[run.data])
     if recipe.training.budget and run.data in paths.data:
         return len(subset.within_budget(paths.data[run.data], recipe.training.split, recipe.training.budget))
     return sum(contract.splits.values()) if recipe.training.split == "all" else contract.splits[recipe.training.split]

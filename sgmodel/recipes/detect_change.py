@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -269,12 +270,19 @@ def compute_metrics(counts: Tensor) -> dict[str, float]:
     return {**{name: value[CHANGE] or 0.0 for name, value in values.items()}, "oa": scores.oa}
 
 
+def count_windows(recipe: ChangeRecipe, shards: Path) -> int:
+    """Count the windows that a recipe trains on. Raises SettingError, SourceError."""
+    pairs = loader.Samples(shards, recipe.training.split, ("image_before", "mask"))
+    return len(win.WindowedSamples(pairs, recipe.windows))
+
+
 PROGRAM = Program(
     name="detect_change",
     recipe=ChangeRecipe,
     main=main,
     model=build,
     images=2,
+    count=count_windows,
 )
 
 if __name__ == "__main__":

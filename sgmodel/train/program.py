@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from sgmodel.train.run_paths import RunPaths
@@ -74,6 +76,7 @@ class Program(Generic[R]):
         main: Runs a recipe and returns the exit code.
         model: Builds the model of a recipe for a number of classes.
         images: Number of images that one forward pass takes per sample.
+        count: Counts the training samples of a recipe in a folder of shards; None where they are those of its split.
     """
 
     name: ProgramName
@@ -81,6 +84,7 @@ class Program(Generic[R]):
     main: Callable[[R, RunPaths], int]
     model: Callable[[R, int], nn.Module]
     images: int = 1
+    count: Callable[[R, Path], int] | None = None
 
 
 Loaders = Mapping[ProgramName, Callable[[], Program[Any]]]
