@@ -42,8 +42,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "fraction_seed": _SEED, "epochs": (0, 10**6), "batch": _COUNT, "accumulate": _COUNT,
     "log_every": _COUNT, "evaluate_every": _COUNT_OR_NONE, "picture_every": (0, 10**9), "lr": (0, 1e38),
     "warmup_epochs": (0, 10**6), "weight_decay": (0, 10**6), "clip_norm": (0, 10**9), "unchanged_factor": (0, 10**9),
-    "patience": _COUNT_OR_NONE, "focal": (0, 100), "dice": _SHARE, "shots": _COUNT_OR_NONE, "neighbours": _COUNT,
-    "penalty": (1e-9, 10**9), "block_m": (1, 10**8), "gap_m": (0, 10**8), "draws": (1, 100),
+    "patience": _COUNT_OR_NONE, "focal_gamma": (0, 100), "dice_weight": _SHARE, "shots": _COUNT_OR_NONE,
+    "neighbours": _COUNT, "penalty": (1e-9, 10**9), "block_m": (1, 10**8), "gap_m": (0, 10**8), "draws": (1, 100),
     "overlap": (0, 0.75),
     "weight_token": (0, 10**9), "weight_spectral": (0, 10**9), "flops_per_s": (1, 10**21), "start_s": (0, 10**9),
     "betas": (0, 1 - 1e-12), "layer_decay": (1e-6, 1), "fraction": _SHARE, "mixture": (0, 10**9), "eps": (0, 10**6),
@@ -68,7 +68,10 @@ RANGES: dict[str, tuple[float, float]] = {
 _ENCODER_KEYS = {
     "times": "timesteps", "positions": "pos_embed", "dropped": "dropped_groups", "start": "pos_embed_init",
 }  # fmt: skip
+_TOP_KEYS = {"focal": "focal_gamma", "dice": "dice_weight", "tables": "pos_embed_resize"}
 RENAMED_KEYS: dict[str, dict[str, str]] = {
+    "": _TOP_KEYS,
+    "recipe": _TOP_KEYS,  # on the card of a checkpoint
     "training": {"average": "ema_decay"},
     "optimizer": {"decay": "weight_decay_on"},
     "encoder": _ENCODER_KEYS,
@@ -225,7 +228,7 @@ def _unknown(kind: type[Any], loc: Sequence[str | int]) -> str:
     key = f"{table}.{last}".lstrip(".")
     renamed = RENAMED_KEYS.get(table.rpartition(".")[2], {}).get(str(last))
     if renamed in _keys(hint):
-        return f"'{key}' is now called '{table}.{renamed}'; rename it"
+        return f"'{key}' is now called '{f'{table}.{renamed}'.lstrip('.')}'; rename it"
     # The last part first: a setting is more often sought in a wrong table than by a wrong word.
     names = _at_indices([setting.key for setting in settings(kind)], loc)
     scores = {name: _likeness(str(last), name.rpartition(".")[2]) for name in names}

@@ -27,7 +27,7 @@ log = logging.getLogger("sgdata")
 T = TypeVar("T")
 
 Parallel = Literal["ddp", "fsdp"]
-"""How ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and
+"""Way in which ranks share a model: "ddp" replicates it and averages gradients; "fsdp" shards parameters, gradients and
 optimizer moments."""
 
 
@@ -166,7 +166,7 @@ def parallelise(
 
     Args:
         model: The model, on `device`.
-        parallel: How ranks share it.
+        parallel: Way in which ranks share it.
         device: Device of this rank.
         block: Class of the submodules that are sharded and gathered one at a time; "fsdp" only.
         half: Number format in which parameters are gathered, if not single precision, in which they are stored;

@@ -262,7 +262,7 @@ def test_visible_mean_by_hand() -> None:
 @pytest.mark.parametrize("tables", ["interpolate", "redraw"])
 def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tables: str) -> None:
     stages = tuple(pretrain.PretrainStage(data="toy", image_px=px, epochs=2, lr=1e-3) for px in (16, 32))
-    made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"tables={tables}"), stages=stages)
+    made = dataclasses.replace(recipe("augment.crop_area=[0.2, 1.0]", f"pos_embed_resize={tables}"), stages=stages)
     start = run_paths_for(folder, tmp_path / "run", named={"toy": folder})
     assert pretrain.main(made, dataclasses.replace(start, stop_after=2)) == ExitCode.FINDINGS
     assert pretrain.main(made, start) == 0
@@ -273,7 +273,7 @@ def test_a_progressive_run_trains_every_stage(folder: Path, tmp_path: Path, tabl
     # Untrained, the second stage has the tables of the first, resized, or those of a fresh model.
     fresh = pretrain.build(dataclasses.replace(made, model=dataclasses.replace(made.model, image_px=32)))
     before = fresh.pos_embed_spatial.clone()
-    load_weights.fit(fresh, load_weights.read_weights(first / "checkpoint-last"), tables=made.tables)
+    load_weights.fit(fresh, load_weights.read_weights(first / "checkpoint-last"), tables=made.pos_embed_resize)
     assert torch.equal(fresh.pos_embed_spatial, before) == (tables == "redraw")
     optimizer = dataclasses.replace(made.training.optimizer, lr=0.0)
     still = dataclasses.replace(

@@ -127,6 +127,8 @@ def test_a_wrong_setting_is_named_with_what_was_meant(name: str, change: str, te
         ("segment", "model.encoder.dropped=[1]", "is now called 'model.encoder.dropped_groups'; rename it"),
         ("segment", "model.encoder.pos_embed='pair'", "is 'pair', which is now called 'separate'; rename it"),
         ("segment", "training.optimizer.schedule='per epoch'", "is now called 'exponential'; rename it"),
+        ("pretrain", "tables=redraw", "'tables' is now called 'pos_embed_resize'; rename it"),
+        ("segment", "focal=2.0", "'focal' is now called 'focal_gamma'; rename it"),
         ("build", "times=2", "'times' is not a setting"),
     ],
 )
@@ -135,11 +137,13 @@ def test_a_name_of_an_earlier_version_is_refused_with_that_of_today(name: str, c
 
 
 def test_every_renamed_setting_exists() -> None:
-    keys = {setting.key for kind, _ in KINDS.values() for setting in recipe_settings.settings(kind)}
+    kinds = [{f".{setting.key}" for setting in recipe_settings.settings(kind)} for kind, _ in KINDS.values()]
     for table, names in recipe_settings.RENAMED_KEYS.items():
+        place = f".{table}." if table not in ("", "recipe") else "."
         for old, new in names.items():
-            assert any(f".{key}".endswith(f".{table}.{new}") for key in keys), new
-            assert not any(f".{key}".endswith(f".{table}.{old}") for key in keys), old
+            having = [keys for keys in kinds if any(key.endswith(f"{place}{new}") for key in keys)]
+            assert having, new
+            assert not [key for keys in having for key in keys if key.endswith(f"{place}{old}")], old
 
 
 # --- ranges --------------------------------------------------------------------------------

@@ -245,7 +245,9 @@ def of(settings: dict[str, Any], log_p: Tensor, target: Tensor, weights: Tensor 
     return terms["loss"].item(), terms["weight"].item()
 
 
-@pytest.mark.parametrize("settings", [{}, {"focal": 2.0}, {"dice": 0.5}, {"dice": 1.0}, {"smoothing": 0.1}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"focal_gamma": 2.0}, {"dice_weight": 0.5}, {"dice_weight": 1.0}, {"smoothing": 0.1}]
+)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_loss_is_the_same_in_one_part_and_in_several(settings: dict[str, Any], weighted: bool) -> None:
     log_p, target, weights = logits()
@@ -264,16 +266,16 @@ def test_losses_by_hand() -> None:
     right = p[torch.arange(len(y)), y]
     assert of({}, log_p, target, None)[0] == pytest.approx(-right.log().mean().item(), rel=1e-5)
     focal = -(weights[y] * (1 - right) ** 2 * right.log()).sum() / weights[y].sum()
-    assert of({"focal": 2.0}, log_p, target, weights)[0] == pytest.approx(focal.item(), rel=1e-5)
+    assert of({"focal_gamma": 2.0}, log_p, target, weights)[0] == pytest.approx(focal.item(), rel=1e-5)
     dice = []
     for one, truth in zip(log_p.exp(), target, strict=True):
         kept = truth != 255
         hot = functional.one_hot(truth[kept], 3).T
         soft = one[:, kept]
         dice.append((1 - 2 * (soft * hot).sum(1) / (soft.sum(1) + hot.sum(1))).mean() * kept.sum())
-    assert of({"dice": 1.0}, log_p, target, None)[0] == pytest.approx((sum(dice) / known.sum()).item(), rel=1e-5)
+    assert of({"dice_weight": 1.0}, log_p, target, None)[0] == pytest.approx((sum(dice) / known.sum()).item(), rel=1e-5)
     perfect = functional.one_hot(target.where(known, 0), 3).movedim(-1, 1).clamp(1e-9, 1).log()
-    assert of({"dice": 1.0}, perfect, target, None)[0] == pytest.approx(0, abs=1e-6)
+    assert of({"dice_weight": 1.0}, perfect, target, None)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_class_weights_are_balanced_or_given(tmp_path: Path) -> None:
@@ -298,7 +300,7 @@ def test_class_weights_are_balanced_or_given(tmp_path: Path) -> None:
         segmentation("tiny", "class_weights=[1.0, 2.0]", "weighting=balanced")
 
 
-@pytest.mark.parametrize("more", [("dice=0.5",), ("focal=2.0",), ("weighting=balanced",)])
+@pytest.mark.parametrize("more", [("dice_weight=0.5",), ("focal_gamma=2.0",), ("weighting=balanced",)])
 def test_change_is_learned_with_other_losses(tmp_path: Path, more: tuple[str, ...]) -> None:
     made = [pair(f"city-{n}", "train" if n < 3 else "val", 32, 32, seed=n) for n in range(4)]
     write_shards.write(made, tmp_path / "shards", contract=pair_contract())
@@ -349,7 +351,7 @@ def test_losses_of_scenes_by_hand() -> None:
     y = functional.one_hot(torch.arange(5) % 4, 4).float()
     p, which = logits.softmax(1), torch.arange(5) % 4
     right = p[torch.arange(5), which]
-    plain, focal = classification(), classification("focal=2.0")
+    plain, focal = classification(), classification("focal_gamma=2.0")
     found = classify.loss(plain, logits, y, weights, single=True)
     torch.testing.assert_close(found, (-weights[which] * right.log()).mean())
     found = classify.loss(focal, logits, y, weights, single=True)
@@ -358,7 +360,7 @@ def test_losses_of_scenes_by_hand() -> None:
     each = -(y * (1 - q) ** 2 * q.log() + (1 - y) * q**2 * (1 - q).log())
     found = classify.loss(focal, logits, y, weights, single=False)
     torch.testing.assert_close(found, (weights * each).mean())
-    same = dataclasses.replace(focal, focal=1e-7)
+    same = dataclasses.replace(focal, focal_gamma=1e-7)
     for single in (True, False):
         almost = classify.loss(same, logits, y, weights, single=single)
         torch.testing.assert_close(almost, classify.loss(plain, logits, y, weights, single=single))

@@ -195,7 +195,7 @@ def fill(
         contract: Contract of the input bands of the model.
         normalisation: Normalisation of the stored pixels.
         accept: Names of contract fields (and "normalisation") that may differ.
-        tables: What to do with position tables of another image size.
+        tables: Whether position tables of another image size are interpolated or drawn anew.
 
     Raises:
         SettingError: The data differ in a field that `accept` does not name.

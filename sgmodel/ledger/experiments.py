@@ -104,7 +104,7 @@ class LedgerTable:
         rows: The rows.
         set: Overrides of the recipe for all rows.
         seeds: Seeds; empty for those of the ledger.
-        protocol: What published figures of this table were measured on, as in the fact table `published_protocols`.
+        protocol: Protocol of the published figures of this table, as in the fact table `published_protocols`.
         quoted: Protocols whose figures are listed below the rows, beside which nothing is run.
         compare: Pairs of row names; the ledger says of each pair whether the first is better.
         block_m: Side in metres of the blocks of ground that the interval of such a difference draws; unset for samples.

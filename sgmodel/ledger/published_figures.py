@@ -21,7 +21,7 @@ from sgdata.types import Contract
 Difference = Literal[
     "other data", "other edition", "other split", "unknown split", "other protocol", "fewer labels", "more labels"
 ]
-"""What differs from a protocol. "unknown split": the source does not say on which split its figures were measured."""
+"""Ways to differ from a protocol. "unknown split": the source does not say on which split its figures were measured."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,11 +23,12 @@ class ModelRecipe:
         encoder: Size of the SpectralGPT encoder.
         satmae: Size of the SatMAE encoder.
         head: Widths of the dense head; None for the released ones.
-        pooling: How SpectralGPT's tokens become the vector of a scene.
-        reduction: How deeper blocks of SpectralGPT compute on fewer tokens; unset for all.
+        pooling: Pooling of SpectralGPT's tokens into the vector of a scene: the mean, the released one, or the class
+            token.
+        reduction: Reduction of tokens for the deeper blocks of SpectralGPT; unset for all.
         image_px: Side of the images that "linear", "unet" and timm's models take; 0 for any.
         widths: Channels of the U-Net, finest first.
-        first_layer: How a first layer over red, green and blue takes other bands, when such weights are loaded.
+        first_layer: Adaptation of a first layer over red, green and blue to other bands, when such weights are loaded.
         options: Settings passed to timm's model, or `features` and `kernel_px` of "random-features".
     """
 

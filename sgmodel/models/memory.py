@@ -96,8 +96,8 @@ class StepMemory:
         block: Parameters of the largest part that sharding gathers at a time.
         outside: Parameters outside such parts, which are gathered for the whole step.
         half: Whether matrix products take 16 bits.
-        fixed: What is kept for the backward pass whatever the batch: 16-bit copies of weights.
-        sample: What is kept for the backward pass for each sample, and worked on at once.
+        fixed: Bytes kept for the backward pass whatever the batch: 16-bit copies of weights.
+        sample: Bytes per sample, kept for the backward pass or in use at once.
     """
 
     parameters: int

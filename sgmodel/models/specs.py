@@ -55,7 +55,7 @@ class AutoencoderSpec:
         kind: Kind of model.
         encoder: Configuration of the encoder.
         decoder: Configuration of the decoder.
-        objective: What is masked and compared.
+        objective: Masking and loss.
     """
 
     kind: Literal["autoencoder"] = "autoencoder"
@@ -92,7 +92,7 @@ class ContrastSpec:
         kind: Kind of model.
         recipe: The backbone.
         bands: Number of input bands.
-        objective: How views are made and compared.
+        objective: Augmentation of views and loss.
     """
 
     kind: Literal["contrast"] = "contrast"

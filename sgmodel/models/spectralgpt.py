@@ -17,8 +17,8 @@ from sgmodel.models.backbones import GRID_SCALES, Backbone
 from sgmodel.models.token_reduction import TokenReduction
 
 Pooling = Literal["mean", "released", "class"]
-"""How tokens become one vector: the mean of all; the mean of all but the first, as in the released code, which has no
-class token at that place; or the class token."""
+"""Pooling of tokens into one vector: the mean of all; the mean of all but the first, as in the released code, which has
+no class token at that place; or the class token."""
 
 
 class TokenMerge(nn.Module):
@@ -46,8 +46,8 @@ class SpectralGPT(Backbone):
 
     Args:
         encoder: The encoder, whose parameters are used and not copied.
-        pooling: How tokens become one vector, see `Pooling`.
-        reduction: How deeper blocks compute on fewer tokens; None for all.
+        pooling: Pooling of tokens into one vector, see `Pooling`.
+        reduction: Reduction of tokens for deeper blocks; None for all.
 
     Raises:
         SettingError: `pooling` is "class" and the encoder has no class token, or the encoder has too few blocks or

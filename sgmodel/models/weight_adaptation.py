@@ -29,8 +29,8 @@ from torch.nn import functional
 State = dict[str, Tensor]
 
 FirstLayer = Literal["mean-scaled", "repeated", "new"]
-"""How a first layer trained on red, green and blue takes other bands: the mean of the three on every band; each on its
-own band by wavelength and in turn on the others; or random weights. The first two are scaled by 3 / bands, so that
+"""Adaptation of a first layer over red, green and blue to other bands: the mean of the three on every band; each on
+its own band by wavelength and in turn on the others; or random weights. The first two are scaled by 3 / bands, so that
 the layer's output keeps its magnitude."""
 
 RGB_NM = (665.0, 560.0, 490.0)

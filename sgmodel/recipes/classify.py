@@ -62,7 +62,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
         weighting: Class weights of the loss; "balanced" is total / (classes x samples of the class).
         class_weights: Class weights of the loss, one per class in the order of the label space, in place of computed
             ones.
-        focal: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is the usual loss.
+        focal_gamma: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is the usual loss.
     """
 
     mix: augment.MixRecipe = field(default_factory=augment.MixRecipe)
@@ -78,7 +78,7 @@ class ClassifyRecipe(finetune.FinetuneRecipe):
     shots: int = 0
     weighting: Literal["none", "balanced"] = "none"
     class_weights: tuple[float, ...] = ()
-    focal: float = 0.0
+    focal_gamma: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse values out of range, and class weights from two places. Raises SettingError."""
@@ -163,8 +163,10 @@ def check(recipe: ClassifyRecipe, contract: Contract) -> None:
         raise SettingError(f"{message}: they have different numbers of windows; train in one process, or unset zoom")
     if recipe.smoothing and space.task == "multi-label":
         raise SettingError(f"smoothing is {recipe.smoothing}, '{space.name}' is multi-label: set smoothing = 0.0")
-    if recipe.smoothing and recipe.focal:
-        raise SettingError(f"focal is {recipe.focal}, smoothing {recipe.smoothing}: set one of the two to 0.0")
+    if recipe.smoothing and recipe.focal_gamma:
+        raise SettingError(
+            f"focal_gamma is {recipe.focal_gamma}, smoothing {recipe.smoothing}: set one of the two to 0.0"
+        )
     division, world = settings.division, distributed.world_size()
     if recipe.mix.mixes and division.per_process % (2 * division.micro_batches):
         processes = f" on each of {world} processes" if world > 1 else ""
@@ -218,18 +220,18 @@ def loss(recipe: ClassifyRecipe, logits: Tensor, y: Tensor, weights: Tensor | No
     Targets of a single-label task sum to 1, so that smoothing before and after mixing are equal.
     """
     weights = None if weights is None else weights.to(logits.device, non_blocking=True)
-    if not recipe.focal:
+    if not recipe.focal_gamma:
         if single:
             return functional.cross_entropy(logits, y, weights, label_smoothing=recipe.smoothing)
         return functional.multilabel_soft_margin_loss(logits, y, weights)
     if single:
         log_p = functional.log_softmax(logits, dim=1)
-        losses = -y * log_p * focal_factor(1 - log_p.exp(), recipe.focal)
+        losses = -y * log_p * focal_factor(1 - log_p.exp(), recipe.focal_gamma)
     else:
         p = logits.sigmoid()
         uncertainty = y * (1 - p) + (1 - y) * p
         bce = functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
-        losses = bce * focal_factor(uncertainty, recipe.focal) / y.shape[1]
+        losses = bce * focal_factor(uncertainty, recipe.focal_gamma) / y.shape[1]
     return (losses if weights is None else losses * weights).sum(dim=1).mean()
 
 

@@ -72,7 +72,8 @@ class PretrainRecipe:
         normalise: Normalisation of the images.
         augment: Random crops, flips and turns.
         accept: Contract fields in which the starting weights may differ from the data.
-        tables: What to do with position tables of starting weights for another image size.
+        pos_embed_resize: Whether position embeddings of starting weights for another image size are interpolated or
+            drawn anew.
         stages: Stages of a progressive run, each of which starts from the weights of the one before.
     """
 
@@ -88,7 +89,7 @@ class PretrainRecipe:
     val_split: str = ""
     test_split: str = ""
     accept: tuple[str, ...] = ()
-    tables: load_weights.Tables = "interpolate"
+    pos_embed_resize: load_weights.Tables = "interpolate"
     stages: tuple[PretrainStage, ...] = ()
 
 
@@ -115,7 +116,9 @@ def main(recipe: PretrainRecipe, paths: RunPaths) -> int:
     check(recipe, contract)
     model = build(recipe)
     if paths.weights is not None:
-        cards.fill(model, paths.weights, contract, setup.normalisation, accept=recipe.accept, tables=recipe.tables)
+        cards.fill(
+            model, paths.weights, contract, setup.normalisation, accept=recipe.accept, tables=recipe.pos_embed_resize
+        )
     card = cards.make_card(model, contract, setup.normalisation, recipe)
     work = flops.training_sample(card.model, recipe.model.image_px, mask_ratio=recipe.mask_ratio)
     task = training.prepare_task(setup, model, source, partial(objective, setup), paths, card=card, flops=work)

@@ -93,16 +93,17 @@ class MapSettings:
         weighting: Class weights of the loss; "balanced" is total / (classes x labelled pixels of the class).
         class_weights: Class weights of the loss, one per class in the order of the label space, in place of computed
             ones.
-        focal: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is cross-entropy.
-        dice: Share of the Dice loss (Milletari et al., 3DV 2016), mean over the classes that a sample shows, 0 to 1.
+        focal_gamma: Exponent of the focal loss (Lin et al., ICCV 2017); 0 is cross-entropy.
+        dice_weight: Share of the Dice loss (Milletari et al., 3DV 2016) in the loss, 0 to 1; the mean over the classes
+            that a sample shows.
         overlap: Share of a tile's side that neighbours have in common in scoring, as in prediction, 0 to 0.75.
     """
 
     smoothing: float = 0.0
     weighting: Literal["none", "balanced"] = "none"
     class_weights: tuple[float, ...] = ()
-    focal: float = 0.0
-    dice: float = 0.0
+    focal_gamma: float = 0.0
+    dice_weight: float = 0.0
     overlap: float = 0.5
 
     def __post_init__(self) -> None:

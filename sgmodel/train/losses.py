@@ -38,22 +38,22 @@ def map_loss(
     weights = None if weights is None else weights.to(log_p.device, non_blocking=True)
     labelled = target != ignore
     classes = target.where(labelled, 0)
-    if recipe.focal or recipe.smoothing:
+    if recipe.focal_gamma or recipe.smoothing:
         pixel_losses = functional.cross_entropy(
             log_p, target, weights, ignore_index=ignore, reduction="none", label_smoothing=recipe.smoothing
         )
-        if recipe.focal:
+        if recipe.focal_gamma:
             uncertainty = 1 - log_p.gather(1, classes[:, None])[:, 0].exp()
-            pixel_losses = pixel_losses * focal_factor(uncertainty, recipe.focal)
+            pixel_losses = pixel_losses * focal_factor(uncertainty, recipe.focal_gamma)
         total = pixel_losses.sum()
     else:
         total = functional.nll_loss(log_p, target, weights, ignore_index=ignore, reduction="sum")
     weight = labelled.sum() if weights is None else weights[target[labelled]].sum()
     # A batch may have no labelled pixel. Divided by the weights of the global batch, as torch does for one batch.
     value = total / weight.clamp(min=1e-6)
-    if recipe.dice:
+    if recipe.dice_weight:
         pixel_weights = labelled.float() if weights is None else weights[classes] * labelled
-        value = (1 - recipe.dice) * value + recipe.dice * dice_loss(log_p.exp(), classes, pixel_weights)
+        value = (1 - recipe.dice_weight) * value + recipe.dice_weight * dice_loss(log_p.exp(), classes, pixel_weights)
     return {"loss": value, loop.WEIGHT: weight / target[0].numel()}
 
 

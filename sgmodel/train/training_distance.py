@@ -51,7 +51,7 @@ class Scores:
 
     Attributes:
         figures: Figures by name, for `results.json`.
-        samples: What is stored of each sample; None to store nothing.
+        samples: Facts to store of each sample; None to store nothing.
     """
 
     figures: dict[str, Any]
