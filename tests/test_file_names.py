@@ -132,6 +132,7 @@ SAFE = {
         ("sgdata.builds.build_folder", "name"), ("sgmodel.train.run_folder", "name"), ("sgdata.package_data", "name"),
         ("sgdata.rasters.zarr_store", "name"),
         ("sgmodel.inference.output_files", "name"), ("sgmodel.recipe_files", "name"),
+        ("sgmodel.inference.output_files", "value_file(maps.space.task)"),
         ("sgdata.pages.html", "f'page.{kind}'"),
         ("sgdata.package_data", "f'{name}.tsv'"), ("sgdata.package_data", "f'{name}.json'"),
         ("sgdata.releases.assemble", "f'{material}.txt'"), ("sgdata.releases.export_segmunich", "part"),
