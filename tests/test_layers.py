@@ -245,3 +245,13 @@ def test_sizes_stay_inside_the_budget(module: str) -> None:
 
 def test_no_grab_bags() -> None:
     assert not {m for m in MODULES if m.rpartition(".")[2] in {"util", "utils", "common", "misc", "helpers", "tools"}}
+
+
+def test_a_name_of_a_class_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module)
+    assert len(places) > 200
+    assert {name: modules for name, modules in places.items() if len(modules) > 1} == {}

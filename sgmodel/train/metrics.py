@@ -20,7 +20,7 @@ ROUNDS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scores:
+class ConfusionScores:
     """Scores of a confusion matrix, shares 0-1; None for a class in neither the targets nor the predictions.
 
     Attributes:
@@ -69,11 +69,11 @@ def confusion(pred: Tensor, target: Tensor, *, classes: int, ignore: int = 255) 
     return torch.bincount(cells.cpu(), minlength=classes * classes).reshape(classes, classes)
 
 
-def scores(counts: Tensor) -> Scores:
+def scores(counts: Tensor) -> ConfusionScores:
     """Compute overall accuracy, and IoU, recall and precision per class, from a confusion matrix (K, K)."""
     hit = counts.diagonal()
     row, column = counts.sum(dim=1), counts.sum(dim=0)
-    return Scores(
+    return ConfusionScores(
         oa=float(hit.sum()) / max(int(counts.sum()), 1),
         iou=_ratios(hit, row + column - hit),
         recall=_ratios(hit, row),
