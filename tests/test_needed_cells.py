@@ -85,6 +85,9 @@ def test_cells_of_parts_are_joined_and_cut() -> None:
     both = cells.join(one, other)
     assert both is not None and both.included.sum() == one.included.sum() + other.included.sum()
     assert cells.join(one, None) is None and cells.join(area.choose(~area.included)) is None
+    most = np.arange(area.included.size).reshape(area.included.shape) > 0
+    assert area.included.size >= 20 and cells.round_up(area.choose(most)) is None is cells.round_up(None)
+    assert cells.round_up(both) == both
     assert cells.hold(both, one) and cells.hold(None, one) and not cells.hold(one, both) and not cells.hold(one, None)
     wide = cells.over(
         (*(edge - 3 * CELL_M for edge in GRID.bounds[:2]), *(edge + 3 * CELL_M for edge in GRID.bounds[2:]))

@@ -190,7 +190,7 @@ def _missing(
             if staged is None or not cells.hold(staged.cells, part):
                 parts = [part] if staged is None else [part, staged.cells]
                 parts += [locked_cells(candidate.item, name, build_lock.grid)] if name in candidate.item.windows else []
-                windows[name] = replace(candidate.request.windows[name], cells=cells.join(*parts))
+                windows[name] = replace(candidate.request.windows[name], cells=cells.round_up(cells.join(*parts)))
         first = candidate.evidence is None and (n in tested or not windows.keys().isdisjoint(MSI.by_name))
         if windows or first:
             request = replace(candidate.request, windows=windows, staged=candidate.scene.files, tested=tested.get(n))

@@ -18,6 +18,8 @@ from sgdata.types import Array, Bounds, Grid, Window
 
 CELL_M = 960.0
 """Side of a cell: a multiple of 60 m, and less than a block of 256 pixels of 10 m."""
+WHOLE_SHARE = 0.95
+"""Share of the cells from which on all are read: cells cost more time than the rest of a window takes to decode."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def join(*parts: Cells | None) -> Cells | None:
             return None
         included = included | part.included if included.size else part.included
     return None if included.all() or parts[0] is None else parts[0].choose(included)
+
+
+def round_up(part: Cells | None) -> Cells | None:
+    """Return None, which stands for all cells, where WHOLE_SHARE of them are included; the cells otherwise."""
+    return None if part is None or part.included.mean() >= WHOLE_SHARE else part
 
 
 def hold(held: Cells | None, wanted: Cells | None) -> bool:
