@@ -196,7 +196,13 @@ def test_decoding_by_scatter_equals_the_papers_unshuffle() -> None:
 @pytest.mark.parametrize("masking", sorted(mae.MASKINGS))
 @pytest.mark.parametrize(
     "change",
-    [{"bands": 10, "group_bands": 2}, {"bands": 13, "group_bands": 1}, {"patch_px": 4}, {"times": 2}, {"image_px": 24}],
+    [
+        {"bands": 10, "group_bands": 2},
+        {"bands": 13, "group_bands": 1},
+        {"patch_px": 4},
+        {"timesteps": 2},
+        {"image_px": 24},
+    ],
 )
 def test_other_shapes_and_maskings_train(change: dict[str, int], masking: str) -> None:
     config = dataclasses.replace(TINY, **change)

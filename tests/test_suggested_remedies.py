@@ -40,7 +40,7 @@ CURE = re.compile(
 VALUES = re.compile(r"expected|known: |near it: |lists those|lists them|only |needs ")
 """What a message about a setting says of the values that are right, which is to set one of them."""
 WHOLE = ("sgdata/scenes", "sgdata/remote")
-REASONS = ("sgdata/datasets", "sgdata/packing", "sgdata/shards", "sgdata/rasters", "sgdata/composite")
+REASONS = ("sgdata/datasets", "sgdata/packing", "sgdata/shards", "sgdata/rasters", "sgdata/composite", "sgdata/staging")
 """Folders whose messages are also reasons in lists of samples and scenes that were left out:
 what was expected is enough, since the sample was left out already."""
 COMPLETED = {

@@ -99,7 +99,7 @@ def test_a_learning_rate_too_high_is_reported_with_the_samples(
         ("batch=0", "batch' is 0: expected 1 to"),
         ("accumulate=0", "accumulate' is 0: expected 1 to"),
         ("log_every=0", "log_every' is 0: expected 1 to"),
-        ("average=1.0", "average' is 1: expected 0 to"),
+        ("ema_decay=1.0", "ema_decay' is 1: expected 0 to"),
         ("seed=99999999999", "seed' is 99999999999: expected 0 to 4294967295"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Adapt weights to other bands, patches and times: values worked out by hand, and functions that are preserved."""
+"""Adapt weights to other bands, patches and dates: values worked out by hand, and functions that are preserved."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_spectral_tables_by_hand() -> None:
     [
         ({"bands": 10, "group_bands": 2}, {"pos_embed_temporal", "patch_embed.proj.weight"}),
         ({"bands": 9}, {"pos_embed_temporal"}),
-        ({"times": 3}, {"pos_embed_temporal"}),
+        ({"timesteps": 3}, {"pos_embed_temporal"}),
         ({"patch_px": 4}, {"pos_embed_spatial", "patch_embed.proj.weight"}),
     ],
 )

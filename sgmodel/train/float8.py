@@ -25,7 +25,6 @@ CAPABILITY = (8, 9)
 MULTIPLE = 16
 """Widths of the layers are multiples of this, as the GPU's products need."""
 _REFUSED = "training.precision is 'fp8'"
-_REMEDY = "set training.precision = 'bf16'"
 
 
 def check(launch: devices.Runtime) -> None:
@@ -42,7 +41,7 @@ def check(launch: devices.Runtime) -> None:
         if capability < CAPABILITY:
             raise SettingError(
                 f"{_REFUSED}: {devices.name(launch.device)} has compute capability {_dotted(capability)}, expected "
-                f"{_dotted(CAPABILITY)} or higher; {_REMEDY}"
+                f"{_dotted(CAPABILITY)} or higher; set training.precision = 'bf16'"
             )
     elif distributed.is_main_process():
         log.warning("%s: emulated on a CPU, with equal rounding, and slower than 'bf16'", _REFUSED)
@@ -57,7 +56,8 @@ def _load_torchao() -> Any:
         return importlib.import_module("torchao.float8")
     except (ImportError, AttributeError, OSError) as error:
         raise SettingError(
-            f"{_REFUSED}: torchao cannot be loaded ({error!s:.120}); pip install 'sgdata[fp8]', or {_REMEDY}"
+            f"{_REFUSED}: torchao cannot be loaded ({error!s:.120}); pip install 'sgdata[fp8]', "
+            "or set training.precision = 'bf16'"
         ) from None
     finally:
         logging.disable(disabled)
@@ -86,7 +86,7 @@ def convert(model: nn.Module, launch: devices.Runtime) -> None:
     if not able:
         raise SettingError(
             f"{_REFUSED}: the model has {len(layers)} linear layers in transformer blocks of SpectralGPT or SatMAE, "
-            f"none with widths that are multiples of {MULTIPLE}; {_REMEDY}"
+            f"none with widths that are multiples of {MULTIPLE}; set training.precision = 'bf16'"
         )
     for block in blocks:
         torchao.convert_to_float8_training(block, module_filter_fn=lambda layer, _: _is_able(layer), config=config)
