@@ -1,8 +1,7 @@
-"""Generate the pages that repeat facts of the code: commands, file tree, contributing guide, changelog."""
+"""Generate the pages that repeat facts of the code: commands, recipes, cards, contributing guide, changelog."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import itertools
 import re
@@ -42,16 +41,6 @@ def on_files(files: Files, config: Any) -> Files:
             File.generated(config, page, content=text.replace("](docs/", "]("))
         )
     return files
-
-
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put the file tree and the rows of folders where a page marks their places with a comment."""
-    markdown = markdown.replace("<!-- rows -->", "\n".join(rows()))
-    return re.sub(
-        r"<!-- tree: (\w+) -->",
-        lambda match: "\n".join(tree(ROOT / match[1])),
-        markdown,
-    )
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -184,54 +173,3 @@ def setting_rows(kind: type[Any]) -> Iterator[str]:
         )
         yield f"| {' | '.join(cells)} |"
     yield ""
-
-
-# --- the file tree -------------------------------------------------------------------------
-
-
-def tree(package: Path) -> Iterator[str]:
-    """Yield a table per folder of a package: each file with the first line of its docstring."""
-    folders = [
-        package,
-        *sorted(path for path in package.iterdir() if (path / "__init__.py").is_file()),
-    ]
-    for folder in folders:
-        name = folder.relative_to(ROOT).as_posix()
-        about = (
-            summary(folder / "__init__.py")
-            if folder != package
-            else "modules that several stages share"
-        )
-        yield f"\n**`{name}/`** {about}\n"
-        yield "| file | |\n|---|---|"
-        for path in sorted(folder.glob("*.py")):
-            if path.name != "__init__.py":
-                yield f"| `{path.name}` | {plain(summary(path))} |"
-    yield ""
-
-
-def rows() -> Iterator[str]:
-    """Yield a table of the rows of folders that tests/test_layers.py holds the imports to."""
-    statements = ast.parse(
-        (ROOT / "tests" / "test_layers.py").read_text(encoding="utf-8")
-    ).body
-    layers = next(
-        ast.literal_eval(each.value)
-        for each in statements
-        if isinstance(each, ast.Assign) and ast.unparse(each.targets[0]) == "LAYERS"
-    )
-    yield "| row | `sgdata` | `sgmodel` |\n|---|---|---|"
-    for number, cells in enumerate(
-        itertools.zip_longest(*layers.values(), fillvalue=()), 1
-    ):
-        names = (
-            ", ".join(f"`{name}`" if name else "modules at the root" for name in cell)
-            for cell in cells
-        )
-        yield f"| {number} | {' | '.join(names)} |"
-
-
-def summary(path: Path) -> str:
-    """Return the first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return " ".join(text.split("\n\n")[0].split())

@@ -48,7 +48,7 @@ def unpack_gzip(content: bytes, origin: str, limit: Limit = DOCUMENT_BYTES) -> b
     return b"".join(parts)
 
 
-def parse_json(content: bytes | str, origin: str, limit: Limit = DOCUMENT_VALUES) -> Any:
+def parse_bounded_json(content: bytes | str, origin: str, limit: Limit = DOCUMENT_VALUES) -> Any:
     """Parse JSON with a bounded number of values, which take some 100 bytes each. Raises SourceError."""
     # Counted before they are made; those inside strings count as well.
     if isinstance(content, bytes):

@@ -32,10 +32,14 @@ def describe(path: Path, name: str) -> str:
         return ""
     if program := output_names.program_of(name):
         return f"{name}: of {program}, not a part of this output"
-    return f"{name}: statistics of GDAL, not a part of this output" if name.endswith(PAM) and adds(path) == "" else ""
+    return (
+        f"{name}: statistics of GDAL, not a part of this output"
+        if name.endswith(PAM) and describe_changes(path) == ""
+        else ""
+    )
 
 
-def adds(path: Path) -> str | None:
+def describe_changes(path: Path) -> str | None:
     """Return the part of a PAM file that changes how GDAL reads its raster, as text; None if it cannot be parsed.
 
     Statistics change nothing and give "". Category names change the names of classes and count.

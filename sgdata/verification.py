@@ -100,7 +100,7 @@ def inspect(folder: Path) -> Inspection:
         if remark:
             remarks.append(remark)
         else:
-            added = sidecar_files.adds(folder / name) if name.endswith(sidecar_files.PAM) else ""
+            added = sidecar_files.describe_changes(folder / name) if name.endswith(sidecar_files.PAM) else ""
             differences.append(f"{name}: not listed" + (f"; it changes what GDAL reads ({added})" if added else ""))
     return Inspection(differences=(*differences, *_lacking(expected, set(present))), remarks=tuple(remarks))
 

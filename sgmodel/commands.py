@@ -184,7 +184,7 @@ def _require_scored(beside: Path, name: ProgramName) -> None:
 
     if not COMMANDS[name].scored:
         raise SettingError(f"--beside {beside}: {name} scores no labels; leave the option out")
-    other_split.require(beside)
+    other_split.require_results(beside)
 
 
 def _trained(out: Path, code: ExitCode, *, finished: bool) -> Outcome[Any]:

@@ -22,11 +22,11 @@ LAYOUT = {tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, token
 # differences of outputs and headers for GIS (700), functions of the commands, long jobs and notebooks (900), ledgers
 # on real images (300), the ground of context (290), ranges of files on servers and in buckets (1,000), EOPF Zarr (900)
 # and its products in the simulator (200), shards without sample hashes (250), linear layers on CPUs (100), composites
-# from cells of scenes (550), GeoTIFFs on disks (130), kept headers of Zarr and renewed signatures (350), and mask
-# tokens that a batch shares (100).
-BUDGETS = {"sgdata": 21_500, "sgmodel": 9_900, "simulation and demo": 2_510}
+# from cells of scenes (550), GeoTIFFs on disks (130), kept headers of Zarr and renewed signatures (350), mask
+# tokens that a batch shares (100), training in FP8 (90), former names of settings (40), and tables of tasks (80).
+BUDGETS = {"sgdata": 20_900, "sgmodel": 9_480, "simulation and demo": 2_510}
 # Modules that an edit to a module can reach in the mean, itself included; the target is 8.
-EDIT_REACH = 27
+EDIT_REACH = 26
 
 
 def code_lines(path: Path) -> int:

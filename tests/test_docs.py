@@ -513,3 +513,13 @@ def test_the_citation_has_the_required_fields() -> None:
         assert re.search(rf"^{key}:", text, re.MULTILINE), key
     assert f"version: {sgdata.__version__}" in text
     assert re.search(r"^  - (name|family-names): ", text, re.MULTILINE)
+
+
+def test_the_file_tree_is_that_of_the_packages() -> None:
+    source = importlib.util.spec_from_file_location("file_tree", DOCS / "file_tree.py")
+    assert source and source.loader
+    file_tree = importlib.util.module_from_spec(source)
+    source.loader.exec_module(file_tree)
+    page = file_tree.PAGE.read_text()
+    assert page.count("<!-- generated: ") == 3
+    assert page == file_tree.generate(page), "run python docs/file_tree.py"

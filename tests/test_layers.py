@@ -133,7 +133,7 @@ def test_imports_point_down(module: str) -> None:
         for other in imports(module)
         if other in MODULES and other.startswith(f"{package}.") and row(other) > row(module)
     }
-    assert not above, f"{module} imports {sorted(above)} from a higher layer"
+    assert not above, f"{module} imports {sorted(above)} from a row below its own"
 
 
 def test_folders_have_no_cycle() -> None:

@@ -147,7 +147,7 @@ def test_an_answer_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
 def test_json_of_many_or_nested_values_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     prepare = "from sgdata import documents"
-    read = "documents.parse_json(documents.read_bytes(Path(sys.argv[1])), 'a.json')"
+    read = "documents.parse_bounded_json(documents.read_bytes(Path(sys.argv[1])), 'a.json')"
     assert outcome(prepare, read, tmp_path / "a.json").startswith("SourceError a.json")
 
 

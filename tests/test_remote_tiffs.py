@@ -110,7 +110,7 @@ def test_blocks_that_a_classification_leaves_out_have_no_data(nodata: int | None
         for number, href in enumerate((str(tmp_path / "a.tif"), f"{server.url}/a.tif")):
             layer = window_staging.stage(request_for(href, tmp_path, target=tmp_path / str(number)))
             scene = StagedScene(id="x", overpass="x", day=0, offset=0, files={MSI.classes.layer: layer})
-            data = scene_staging.has_data(scene, ("B02", "B03"), layer.grid)
+            data = scene_staging.data_mask(scene, ("B02", "B03"), layer.grid)
             row = (layer.grid.origin[1] - 5400000) / -10
             np.testing.assert_array_equal(data.all(axis=1), np.arange(layer.grid.shape[0]) + row >= 128)
 

@@ -80,7 +80,7 @@ def detect_subject(
         lock_of: Build that shards were packed from, for the dates in its lock; a release contains its lock.
 
     Returns:
-        The subject for `gather`: its kind, contract and samples, and the files that cannot be used.
+        The subject for `collect_evidence`: its kind, contract and samples, and the files that cannot be used.
 
     Raises:
         SettingError: It is nothing that can be audited.

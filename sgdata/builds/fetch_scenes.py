@@ -101,7 +101,7 @@ def stage_masks(recipe: BuildRecipe, build_lock: Lock, paths: BuildPaths) -> lis
         replace(scene_request(item.scene, recipe, build_lock.grid, paths), required=bool(item.windows))
         for item in build_lock.items
     ]
-    if recipe.mask.asset is not None and _rule_selects(recipe, build_lock):
+    if recipe.mask.asset is not None and _reads_in_part(recipe, build_lock):
         mask_requests = [
             replace(r, windows={b: w for b, w in r.windows.items() if b == recipe.mask.asset}) for r in requests
         ]
@@ -130,7 +130,7 @@ def select(
         return _missing(
             build_lock, dict.fromkeys(range(len(candidates))[: recipe.composite.max_obs or None]), candidates
         )
-    if not _rule_selects(recipe, build_lock):
+    if not _reads_in_part(recipe, build_lock):
         return _missing(build_lock, dict.fromkeys(range(len(candidates))), candidates)
     grid, settings = build_lock.grid, recipe.composite
     masked = add_clear_masks(recipe, tuple(candidate.scene for candidate in candidates), grid, paths)
@@ -298,7 +298,7 @@ def _stop_if_too_many_lost(recipe: BuildRecipe, build_lock: Lock, results: Itera
             lost.append(result)
         else:
             staged += 1
-        # Some more are tried, to name them all at once; but not all of a server that gives nothing.
+        # Try some more, so that one message names them all, but few where nothing could be read so far.
         if len(lost) > max(recipe.source.max_unusable_share * total, LOST_NAMED if staged else LOST_AT_ONCE):
             check_lost(recipe, total - len(lost), lost)
         yield result
@@ -377,7 +377,7 @@ def _concurrency(requests: list[SceneRequest], count: int) -> dict[str, int]:
     return {"threads": count} if remote else {}
 
 
-def _rule_selects(recipe: BuildRecipe, build_lock: Lock) -> bool:
+def _reads_in_part(recipe: BuildRecipe, build_lock: Lock) -> bool:
     """Whether only some scenes or some cells are read, which mask layers decide."""
     rule = recipe.composite.rule
     return build_lock.format != lock.WHOLE_WINDOWS or recipe.composite.max_obs > 0 or rule.score_range is not None

@@ -182,7 +182,10 @@ def build(
         str | None, typer.Option("--osm-date", help="Day of the OpenStreetMap data (default: the last of --dates).")
     ] = None,
     offset_source: Annotated[
-        str | None, typer.Option("--offset-source", help="Source of offsets: pixels or metadata (default: both).")
+        str | None,
+        typer.Option(
+            "--offset-source", help="Source of offsets: pixels or metadata (default: both, which must agree)."
+        ),
     ] = None,
     composite: Annotated[
         str | None, typer.Option("--composite", help="Composite rule (default: the recipe's).")

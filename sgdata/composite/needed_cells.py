@@ -115,7 +115,7 @@ def _mark(search: _Search, groups: list[list[int]]) -> dict[int, Array]:
             for n in group:
                 reaches |= search.ranges[n][1][scores(n)] >= certain
             for n in group:
-                some, _ = _has_data(search, n, part)
+                some, _ = _data_masks(search, n, part)
                 found[n] |= cells.any_in_cells(over, part, reaches & some)
     return {n: _with_neighbours(over, grid, cell) for n, cell in found.items()}
 
@@ -129,19 +129,19 @@ def _raise_certain(
         clear_scores = scores(n)
         if search.scenes[n].is_read(search.bands) and search.scenes[n].has_holes(search.bands):
             # Clear score 0 has a score below 0, as low as no scene has.
-            clear_scores = clear_scores * _has_data(search, n, part)[1]
+            clear_scores = clear_scores * _data_masks(search, n, part)[1]
         kernels.raise_scores(clear_scores, search.ranges[n][0], certain)
         return
     least = np.full(part.shape, np.iinfo(np.int32).max, np.int32)
     one_has = np.zeros(part.shape, np.bool_)
     for n in group:
-        some, all_have = _has_data(search, n, part)
+        some, all_have = _data_masks(search, n, part)
         least = np.where(some, np.minimum(least, search.ranges[n][0][scores(n)]), least)
         one_has |= all_have
     np.maximum(certain, np.where(one_has, least, certain), out=certain)
 
 
-def _has_data(search: _Search, n: int, mask_grid: Grid) -> tuple[Array, Array]:
+def _data_masks(search: _Search, n: int, mask_grid: Grid) -> tuple[Array, Array]:
     """Return (H, W) bool: pixels of a mask where some, and where all, of a scene have data; all beyond the area."""
     scene, area = search.scenes[n], search.area
     if not scene.has_holes(search.bands):
@@ -153,7 +153,7 @@ def _has_data(search: _Search, n: int, mask_grid: Grid) -> tuple[Array, Array]:
     x = fine.origin[0] + (np.arange(fine.shape[1]) + 0.5) * fine.gsd_m
     y = fine.origin[1] - (np.arange(fine.shape[0]) + 0.5) * fine.gsd_m
     outside = ((y > north) | (y < south))[:, None] | ((x < west) | (x > east))[None]
-    data = (scene_staging.has_data(scene, search.bands, fine) | outside).reshape(height, factor, width, factor)
+    data = (scene_staging.data_mask(scene, search.bands, fine) | outside).reshape(height, factor, width, factor)
     return np.asarray(data.any(axis=(1, 3))), np.asarray(data.all(axis=(1, 3)))
 
 

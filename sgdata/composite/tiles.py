@@ -17,7 +17,7 @@ from sgdata.rasters import cells, grids, resample
 from sgdata.rasters.cells import Cells
 from sgdata.sentinel2 import MSI
 from sgdata.staging import window_staging
-from sgdata.staging.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, has_data
+from sgdata.staging.scene_staging import BRIGHT_TARGETS, CLEAR_SCORE, StagedScene, data_mask
 from sgdata.types import Array, Grid, Window
 
 TILE_BYTES = 40 << 20
@@ -81,7 +81,7 @@ def tile_shape(job: CompositeJob, max_side: int) -> tuple[int, int]:
 def read_stack(job: CompositeJob, window: Window) -> rules.TileStack:
     """Read the DN with offsets corrected, in the bands that the rule needs together, and the clear scores.
 
-    The clear score is 0 where a scene has no data, as in `scene_staging.has_data`; DN of pixels with data are at least
+    The clear score is 0 where a scene has no data, as in `scene_staging.data_mask`; DN of pixels with data are at least
     1. Where granules of one overpass overlap they have the same pixels twice: the first valid one in order counts. In
     cells of which the bands were not read a scene is not compared.
     """
@@ -96,7 +96,7 @@ def read_stack(job: CompositeJob, window: Window) -> rules.TileStack:
             continue
         for band, plane in zip(bands, dn[n], strict=True):
             read_part(job, scene, band, target, plane)
-        valid = has_data(scene, job.bands, target, dict(zip(bands, dn[n], strict=True)))
+        valid = data_mask(scene, job.bands, target, dict(zip(bands, dn[n], strict=True)))
         earlier = covered.get(scene.overpass)
         if earlier is None:
             covered[scene.overpass] = use = valid
@@ -200,7 +200,7 @@ def uncovered(job: CompositeJob, window: Window, inside: Array | None = None) ->
     target = grids.crop(job.grid, window)
     missing = np.ones(target.shape, np.bool_) if inside is None else inside[window.slices].copy()
     for scene in job.scenes:
-        missing &= ~has_data(scene, job.bands, target)
+        missing &= ~data_mask(scene, job.bands, target)
         if not missing.any():
             break
     return int(missing.sum())

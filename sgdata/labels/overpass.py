@@ -281,7 +281,7 @@ def answer_of(content: bytes, origin: str) -> dict[str, Any]:
             `remark`, which Overpass adds to partial answers when it runs out of time or memory.
     """
     try:
-        document = documents.parse_json(content, origin, ANSWER_VALUES)
+        document = documents.parse_bounded_json(content, origin, ANSWER_VALUES)
     except SourceError as error:
         raise SourceError(f"{error}; expected an Overpass answer in JSON") from None
     if not isinstance(document, dict) or not isinstance(document.get("elements"), list):

@@ -91,7 +91,7 @@ def _read_geojson(path: Path) -> Any:
     import geopandas
     import shapely.geometry
 
-    document = documents.parse_json(documents.read_bytes(path), str(path))
+    document = documents.parse_bounded_json(documents.read_bytes(path), str(path))
     try:
         kind = document["type"]
         features = document["features"] if kind == "FeatureCollection" else [document]

@@ -119,7 +119,7 @@ def _document(root: ObjectFolder, key: str) -> Any:
     """
     root.drop_if_changed(key)
     content = root.read(key, PRODUCT_BYTES)
-    return None if content is None else documents.parse_json(content, _shown(root, key))
+    return None if content is None else documents.parse_bounded_json(content, _shown(root, key))
 
 
 def _shown(root: ObjectFolder, key: str) -> str:

@@ -62,7 +62,7 @@ class CatalogIO(StacApiIO):
     def read_json(self, source: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Read a JSON document of bounded size. Raises SourceError, and what `read_text` raises."""
         address = str(source.href if isinstance(source, pystac.Link) else source).partition("?")[0]
-        document = documents.parse_json(self.read_text(source, *args, **kwargs), address)
+        document = documents.parse_bounded_json(self.read_text(source, *args, **kwargs), address)
         if not isinstance(document, dict):
             raise SourceError(f"{address}: is a {type(document).__name__}, expected a STAC object; {TARGETS}")
         return document

@@ -17,7 +17,7 @@ def parsed(content: bytes, name: str) -> int:
             two places where a band states it.
     """
     shown = urls.without_secrets(name)
-    document = documents.parse_json(content, shown)
+    document = documents.parse_bounded_json(content, shown)
     document = document.get("consolidated_metadata", document) if isinstance(document, dict) else None
     nodes = document.get("metadata") if isinstance(document, dict) else None
     if not isinstance(nodes, dict):

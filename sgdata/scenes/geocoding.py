@@ -30,7 +30,7 @@ def locate_place(area: Area, outline: Path, *, offline: bool = False) -> Area:
     if area.place is None:
         return area
     # Geocoding is not reproducible, so the first outline is used from then on.
-    kept = documents.parse_json(outline.read_bytes(), str(outline)) if outline.is_file() else {}
+    kept = documents.parse_bounded_json(outline.read_bytes(), str(outline)) if outline.is_file() else {}
     if not isinstance(kept, dict) or kept.get("name") != area.place:
         if offline:
             raise SourceError(f"{outline}: no stored outline of {area.place!r}; run without --offline, or give --aoi")

@@ -91,9 +91,9 @@ def _documents(content: bytes, address: str) -> Iterator[Any]:
         yield from lines
     elif len(lines) > 1 and _is_object(lines[0]):
         for line in lines:
-            yield documents.parse_json(line, _shown(address))
+            yield documents.parse_bounded_json(line, _shown(address))
     else:
-        document = documents.parse_json(text, _shown(address))
+        document = documents.parse_bounded_json(text, _shown(address))
         yield from document if isinstance(document, list) else [document]
 
 

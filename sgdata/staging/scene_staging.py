@@ -179,7 +179,7 @@ def _readers(count: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(count)
 
 
-def has_data(
+def data_mask(
     scene: StagedScene, bands: tuple[str, ...], target: Grid, planes: Mapping[str, Array] = MappingProxyType({})
 ) -> Array:
     """Return (H, W) bool: where a scene has data, by its scene classification and its bands.

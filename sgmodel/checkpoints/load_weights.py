@@ -80,7 +80,8 @@ def fit(
     """Fill `model` in place with every weight of `state` that fits it.
 
     Position tables of another image size are resized bicubically; spectral tables and the patch kernel of other bands
-    are adapted as in `adapt`. Every other weight of the encoder must be there: one missing block would be random.
+    are adapted as in `weight_adaptation`. Every other weight of the encoder must be there: one missing block would be
+    random.
 
     Args:
         model: The model to fill.

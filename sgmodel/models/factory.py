@@ -83,7 +83,7 @@ def baseline(recipe: ModelRecipe, bands: int) -> backbones.Backbone:
 
             return image_statistics.ImageStatistics(bands)
         case "random-features":
-            from sgmodel.models import random_features  # as above
+            from sgmodel.models import random_features
 
             return random_features.RandomFeatures(bands, **random_features.sizes(recipe.options))
         case "satmae" if recipe.satmae is not None:

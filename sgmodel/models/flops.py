@@ -200,7 +200,7 @@ def _unet(widths: tuple[int, ...], bands: int, px: int) -> float:
 
 
 def _counted(recipe: ModelRecipe, bands: int, px: int, *, dense: bool) -> BackboneCost:
-    """Count a backbone of timm, whose hundreds of models have no closed form, as torch runs it on the meta device."""
+    """Count a backbone without a closed form, such as those of timm, as torch runs it on the meta device."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -146,7 +146,7 @@ def main(recipe: ClassifyRecipe, paths: RunPaths) -> int:
     fitted: loader.SampleSource = source
     if count == 1 and not (recipe.mix.mixes or recipe.mix.erase):
         fitted = finetune.encode_once(setup, model, source, lambda batch: [x for x, _ in views(setup, batch)], paths)
-    task = finetune.prepare_task(setup, model, fitted, terms, paths, views=count)
+    task = finetune.prepare_finetuning(setup, model, fitted, terms, paths, views=count)
     return finetune.train(setup, task, scoring, paths)
 
 

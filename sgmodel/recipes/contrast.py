@@ -60,7 +60,9 @@ def main(recipe: ContrastRecipe, paths: RunPaths) -> int:
 
     model = finetune.initialise_model(setup, partial(build, setup.recipe, setup.classes), paths.weights)
     assert isinstance(model, contrastive.ContrastiveModel)
-    task = finetune.prepare_task(setup, model, finetune.fit_windows(setup, source), partial(objective, setup), paths)
+    task = finetune.prepare_finetuning(
+        setup, model, finetune.fit_windows(setup, source), partial(objective, setup), paths
+    )
     # After each optimizer step, not in the forward pass: micro-batches are not steps, and a checkpoint must include it.
     task.updates.optimizer.register_step_post_hook(lambda optimizer, *_: model.follow(optimizer.found_inf))
 

@@ -142,7 +142,7 @@ def main(recipe: ChangeRecipe, paths: RunPaths) -> int:
         return finetune.score(setup, build(recipe, setup.classes), pairs, scoring(detector), paths)
     model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
     fitted = finetune.encode_once(setup, model, source, partial(images, setup), paths)
-    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights), paths)
+    task = finetune.prepare_finetuning(setup, model, fitted, partial(objective, setup, weights), paths)
     return finetune.train(setup, task, scoring(model), paths)
 
 

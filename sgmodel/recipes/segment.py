@@ -78,7 +78,7 @@ def main(recipe: SegmentRecipe, paths: RunPaths) -> int:
     weights = finetune.class_weights(recipe.weighting, recipe.class_weights, setup.classes, counted)
     model = finetune.initialise_model(setup, partial(build, recipe, setup.classes), paths.weights)
     fitted = finetune.encode_once(setup, model, finetune.fit_windows(setup, source), partial(images, setup), paths)
-    task = finetune.prepare_task(setup, model, fitted, partial(objective, setup, weights=weights), paths)
+    task = finetune.prepare_finetuning(setup, model, fitted, partial(objective, setup, weights=weights), paths)
 
     def scores(held_out: loader.Samples, final: bool) -> Scores:
         counts = dense_prediction.evaluate(setup, model, held_out)

@@ -112,7 +112,7 @@ class MapSettings:
 
 
 def image_side(setup: training.TrainingSetup[R]) -> int:
-    """Return the side of the model's input images, see `windows.side`."""
+    """Return the side of the model's input images, see `windows.image_side`."""
     return windows.image_side(setup.recipe.model.px, setup.stored)
 
 
@@ -219,7 +219,7 @@ def encode_once(
     return frozen_features.encode(setup, model, source, images, limit_gb=recipe.features_gb)
 
 
-def prepare_task(
+def prepare_finetuning(
     setup: training.TrainingSetup[R],
     model: nn.Module,
     source: loader.SampleSource,

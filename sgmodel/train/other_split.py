@@ -14,7 +14,7 @@ from sgdata.errors import SettingError
 from sgdata.results import other_split
 
 
-def require(run: Path) -> Path:
+def require_results(run: Path) -> Path:
     """Return the `results.json` of a finished run. Raises SettingError where there is none."""
     if not files.is_finished(run) or not (run / output_names.RESULTS).is_file():
         raise SettingError(f"--beside {run}: no finished run is there; give the folder of one that was scored")
@@ -32,7 +32,7 @@ def read(run: Path, ours: dict[str, Any], by: str) -> dict[str, Any]:
     Raises:
         SettingError: The run is not finished, has no such figure, or is of another dataset or mode.
     """
-    theirs = files.read_plain(require(run))
+    theirs = files.read_plain(require_results(run))
     for name in ("dataset", "mode"):
         if theirs.get(name) != ours[name]:
             raise SettingError(

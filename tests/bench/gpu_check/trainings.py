@@ -117,7 +117,7 @@ def fine_tuning(
             build = detect_change.build
             objective = partial(detect_change.objective, setting, None)
     model = finetune.initialise_model(setting, partial(build, setting.recipe, classes), None)
-    task = finetune.prepare_task(setting, model, source, objective, bench.paths)
+    task = finetune.prepare_finetuning(setting, model, source, objective, bench.paths)
     counted = memory.estimate(task.card.model, model_recipe.px, task.launch.half)
     return Job(task=task, flops=task.meter.flops or 0.0, memory=counted)
 
