@@ -44,9 +44,9 @@ class OffsetSettings:
 
     Attributes:
         untestable: Stop at, or leave out, a scene whose offset neither metadata nor pixels determine.
-        source: The source to follow; with `neither`, both decide and must agree. With `pixels`, metadata count only where the pixel test is inconclusive. With
-            `metadata`, pixels never count: the offset is the expected one, else the one that the item declares, else
-            that of the baseline.
+        source: The source to follow; with `neither`, both decide and must agree. With `pixels`, metadata count only
+            where the pixel test is inconclusive. With `metadata`, pixels never count: the offset is the expected one,
+            else the one that the item declares, else that of the baseline.
     """
 
     untestable: Literal["stop", "leave-out"]
