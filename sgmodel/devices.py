@@ -22,8 +22,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Number format of matrix products: single precision; single with 10-bit mantissas (on GPUs that have it); bfloat16
 under autocast; half precision under autocast, with scaled gradients, as in the released code."""
 TrainingPrecision = Literal[Precision, "fp8"]
-"""Number format of matrix products in training: as `Precision`, or 8-bit floating point in linear layers of transformer
-blocks, and bfloat16 in all others (`sgmodel.train.float8`)."""
+"""Number format of matrix products in training: as `Precision`, or FP8 as in `sgmodel.train.float8`."""
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}

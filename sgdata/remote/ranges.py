@@ -42,8 +42,8 @@ FINAL = UNSIGNED | {404, 410}
 """Answers to a first request that no other client gets changed."""
 RENEWALS = 2
 """Signatures that one request renews; those that other requests renew meanwhile are not counted among them."""
+# Signatures of others that one request tries: a service whose clock differs gives a new one each time.
 MOST_REPLACED = 20
-"""Signatures of others that one request tries: a service whose clock differs gives a new one each time."""
 _STATUS = re.compile(r"status code: (\d{3})")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 

@@ -18,8 +18,7 @@ R = TypeVar("R")
 ProgramName = Literal["pretrain", "contrast", "classify", "segment", "detect_change"]
 """Modules of `sgmodel.recipes` with a `PROGRAM`, each a command of `sgmodel`."""
 Mode = Literal["finetune", "frozen", "linear-probe"]
-"""Train all weights; train the head on a frozen backbone; or train one linear layer after a normalisation without
-weights, on a frozen backbone."""
+"""Train all weights; the head on a frozen backbone; or one linear layer after a normalisation without weights on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
